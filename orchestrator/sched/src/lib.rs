@@ -1,0 +1,1 @@
+//! taskvec-sched

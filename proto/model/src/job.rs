@@ -1,0 +1,221 @@
+//! Jobs: what a worker is asked to compute, what it is given and what it hands back.
+
+use crate::{
+    id::Digest,
+    metric::Metrics,
+    spec::{Behaviour, CheckpointSpec, DataSpec, ModelSpec, TdSpec, TrainSpec},
+};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// Everything a job computes from, except the checkpoints it reads. Its canonical JSON, the keys of the jobs it reads
+/// from and `code_version` make the job's content key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "job", rename_all = "snake_case")]
+pub enum JobWork {
+    /// Training from the state after step `from` to the state after step `to`; `from` 0 starts from initialisation.
+    Train {
+        seed: u64,
+        model: ModelSpec,
+        data: DataSpec,
+        train: TrainSpec,
+        checkpoints: CheckpointSpec,
+        from: u64,
+        to: u64,
+    },
+    /// Error of the reference estimators on the held-out sequences and, where TD is asked for, the ideal observer's
+    /// accuracy on the sequences that TD uses.
+    Baselines { seed: u64, data: DataSpec, sequences: u32, td_samples_per_task: Option<u32> },
+    /// ICL performance of one checkpoint.
+    Icl { seed: u64, model: ModelSpec, data: DataSpec, sequences: u32 },
+    /// Task decodability of one checkpoint.
+    Td { seed: u64, model: ModelSpec, data: DataSpec, td: TdSpec },
+    /// Nothing, in a chosen manner.
+    Selftest { seed: u64, index: u32, behaviour: Behaviour, millis: u64 },
+}
+
+impl JobWork {
+    pub fn kind(&self) -> JobKind {
+        match self {
+            Self::Train { .. } => JobKind::Train,
+            Self::Baselines { .. } => JobKind::Baselines,
+            Self::Icl { .. } => JobKind::Icl,
+            Self::Td { .. } => JobKind::Td,
+            Self::Selftest { .. } => JobKind::Selftest,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    Train,
+    Baselines,
+    Icl,
+    Td,
+    Selftest,
+}
+
+impl JobKind {
+    pub const ALL: [Self; 5] = [Self::Train, Self::Baselines, Self::Icl, Self::Td, Self::Selftest];
+
+    /// Raised by hand whenever a change to the code changes this kind's numbers, so that older results are not reused.
+    pub fn code_version(self) -> u32 {
+        match self {
+            Self::Train => 1,
+            Self::Baselines => 1,
+            Self::Icl => 1,
+            Self::Td => 1,
+            Self::Selftest => 1,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Baselines => "baselines",
+            Self::Icl => "icl",
+            Self::Td => "td",
+            Self::Selftest => "selftest",
+        }
+    }
+}
+
+impl fmt::Display for JobKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a stored checkpoint is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Weights alone, for analysis. Kept.
+    Weights,
+    /// Weights, optimiser moments and step: training goes on from here. Kept while a job may still need it.
+    Resume,
+}
+
+impl Purpose {
+    pub const ALL: [Self; 2] = [Self::Weights, Self::Resume];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{text}` is not a {what}")]
+pub struct BadName {
+    pub what: &'static str,
+    pub text: String,
+}
+
+impl FromStr for JobKind {
+    type Err = BadName;
+    fn from_str(s: &str) -> Result<Self, BadName> {
+        Self::ALL.into_iter().find(|k| k.as_str() == s).ok_or_else(|| BadName { what: "job kind", text: s.to_owned() })
+    }
+}
+
+impl FromStr for Purpose {
+    type Err = BadName;
+    fn from_str(s: &str) -> Result<Self, BadName> {
+        Self::ALL
+            .into_iter()
+            .find(|p| p.as_str() == s)
+            .ok_or_else(|| BadName { what: "checkpoint purpose", text: s.to_owned() })
+    }
+}
+
+/// A stored run of bytes (a safetensors file) by its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRef {
+    pub digest: Digest,
+    pub bytes: u64,
+}
+
+/// A checkpoint that a job reads or has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointRef {
+    pub step: u64,
+    pub purpose: Purpose,
+    pub blob: BlobRef,
+}
+
+/// What a worker needs to start an attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    pub work: JobWork,
+    /// At most one per purpose.
+    pub inputs: Vec<CheckpointRef>,
+    /// Where an earlier attempt that was asked to stop left off.
+    pub handover: Option<Handover>,
+}
+
+/// A training segment that was stopped on request between two steps: the state, and what the segment had produced.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Handover {
+    pub state: CheckpointRef,
+    pub produced: Produced,
+}
+
+/// What a finished job hands back; published in one transaction with its completion.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Produced {
+    pub metrics: Metrics,
+    pub checkpoints: Vec<CheckpointRef>,
+}
+
+/// Why an attempt did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub retry: Retry,
+    /// For the user: what, where and what to do.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Retry {
+    /// The same would happen again: a diverged run, a damaged input.
+    Never,
+    /// Another try may succeed.
+    Allowed,
+}
+
+/// How far a running attempt is. Transient: never stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps (or items) done, of `total`.
+    pub done: u64,
+    pub total: u64,
+    pub per_second: f64,
+    pub loss: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for kind in JobKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        for purpose in Purpose::ALL {
+            assert_eq!(purpose.to_string().parse(), Ok(purpose));
+        }
+        assert!("trian".parse::<JobKind>().is_err());
+    }
+}
