@@ -1,1 +1,37 @@
-//! taskvec-kernels
+//! The operations that training spends its time in, on candle tensors: f32 and, for gradient checks, f64, on the CPU.
+//!
+//! Each is one file: a custom op with its backward, compared with the plain version in [`reference`](mod@reference) by
+//! the tests. What they share:
+//! - results do not depend on the number of threads: work is split into pieces of a fixed size and partial sums are
+//!   added in a fixed order. Threads are those of the rayon pool the caller is in;
+//! - loops are compiled for AVX-512, AVX2 and the plain target and chosen when called (`dispatch`);
+//! - input may be strided; NaN in gives NaN out;
+//! - gradients are computed only for what is tracked.
+//!
+//! This is the only crate of the workspace that may use `unsafe`.
+
+mod adam;
+mod attention;
+mod buffer;
+mod dispatch;
+mod float;
+mod layer_norm;
+mod linear;
+mod linear_gelu;
+mod linear_residual;
+mod mse;
+mod par;
+pub mod process;
+mod product;
+pub mod reference;
+mod sum;
+mod tile;
+
+pub use adam::Adam;
+pub use attention::causal_attention;
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+pub use linear_gelu::linear_gelu;
+pub use linear_residual::linear_residual;
+pub use mse::mse_at;
+pub use sum::sum_of_squares;

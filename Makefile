@@ -1,0 +1,41 @@
+# taskvec: `make quickstart` shows what it does, `make test` checks it, `make bench` measures it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+CARGO ?= cargo
+DATA ?= .taskvec
+
+.PHONY: help setup build quickstart laptop test lint unit bench clean
+
+help:
+	@echo "make quickstart   build, run sweeps/quickstart.yaml on this machine, print and draw what it showed"
+	@echo "make laptop       the same with sweeps/laptop.yaml (about 15 minutes)"
+	@echo "make test         formatting, lints, dependency rules, unit, fixture and end-to-end tests"
+	@echo "make bench        timings against PyTorch, cp and bare COPY"
+
+# PostgreSQL's server programs, a C compiler: the only things that cargo does not bring.
+setup:
+	@deploy/setup.sh
+
+build: setup
+	$(CARGO) build --release --locked --bin taskvec
+
+quickstart: build
+	target/release/taskvec local sweeps/quickstart.yaml --data $(DATA)
+
+laptop: build
+	target/release/taskvec local sweeps/laptop.yaml --data $(DATA)
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+# The program under test is built once; every test of every crate then runs.
+test: lint
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+bench: build
+	benches/run.sh
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,165 @@
+//! `taskvec sweep …`.
+
+use crate::{
+    args::{Global, Id, SweepCommand},
+    client::Client,
+    error::CliError,
+    live,
+    output::{self, Format},
+};
+use serde_json::json;
+use std::path::Path;
+use taskvec_model::{job::JobKind, plan::Plan, table::Table};
+use taskvec_sweep::{Estimate, Limits};
+use taskvec_wire::pb::{self, control_sweep_request::Action};
+
+pub async fn run(global: &Global, args: SweepCommand) -> Result<(), CliError> {
+    if let SweepCommand::Plan { file, out } = &args {
+        return plan(global, file, out.format).await;
+    }
+    // A bad file is refused before a server is looked for.
+    let text = match &args {
+        SweepCommand::Submit { file, .. } => Some(read(file)?),
+        _ => None,
+    };
+    let client = Client::connect(global).await?;
+    let done = dispatch(&client, args, text.unwrap_or_default()).await;
+    client.close().await.and(done)
+}
+
+async fn dispatch(client: &Client, args: SweepCommand, text: String) -> Result<(), CliError> {
+    match args {
+        SweepCommand::Plan { .. } => Ok(()),
+        SweepCommand::Submit { file, wait, priority, out } => {
+            let reply = submit(client, &file, text, priority).await?;
+            let facts = [
+                ("sweep_id", json!(reply.sweep_id)),
+                ("runs", json!(reply.runs)),
+                ("jobs", json!(reply.jobs)),
+                ("cached", json!(reply.cached)),
+            ];
+            output::print_facts(&facts, out.format).map_err(CliError::io("stdout"))?;
+            if wait { live::watch(client, reply.sweep_id).await.map(|_| ()) } else { Ok(()) }
+        }
+        SweepCommand::List(args) => super::list(client, "sweeps", args).await,
+        SweepCommand::Status { id, out } => status(client, id, out.format).await,
+        SweepCommand::Pause { id } => control(client, id, Action::Pause(pb::Empty {}), "paused").await,
+        SweepCommand::Resume { id } => control(client, id, Action::Resume(pb::Empty {}), "goes on").await,
+        SweepCommand::Cancel { id } => control(client, id, Action::Cancel(pb::Empty {}), "cancelled").await,
+        SweepCommand::Retry { id } => control(client, id, Action::Retry(pb::Empty {}), "will be tried again").await,
+        SweepCommand::Priority { id, priority } => {
+            control(client, id, Action::Priority(priority), "has its new priority").await
+        }
+        SweepCommand::Wait { id } => {
+            let sweep = client.sweep_id(id).await?;
+            live::watch(client, sweep).await.map(|_| ())
+        }
+    }
+}
+
+/// Reads and validates a sweep file, so that a bad one is refused with all its faults before anything else happens.
+pub fn read(file: &Path) -> Result<String, CliError> {
+    let text = std::fs::read_to_string(file).map_err(CliError::io(file))?;
+    validated(file, &text)?;
+    Ok(text)
+}
+
+fn validated(file: &Path, text: &str) -> Result<Plan, CliError> {
+    taskvec_sweep::plan(text, &file.display().to_string(), &Limits::default())
+        .map_err(|faults| CliError::Usage(format!("the sweep file is not valid\n{faults}")))
+}
+
+pub async fn submit(client: &Client, file: &Path, yaml: String, priority: i32) -> Result<pb::SubmitReply, CliError> {
+    let request = pb::SubmitRequest { yaml, file: file.display().to_string(), priority };
+    Ok(client.sweeps().submit(request).await.map_err(|s| client.fault(s))?.into_inner())
+}
+
+async fn control(client: &Client, id: Id, action: Action, outcome: &str) -> Result<(), CliError> {
+    let sweep_id = client.sweep_id(id).await?;
+    let request = pb::ControlSweepRequest { sweep_id, action: Some(action) };
+    client.sweeps().control_sweep(request).await.map_err(|s| client.fault(s))?;
+    println!("sweep {sweep_id} {outcome}");
+    Ok(())
+}
+
+/// Validation and counting need no server; only cache hits do, and without one the plan says so.
+async fn plan(global: &Global, file: &Path, format: Format) -> Result<(), CliError> {
+    let text = std::fs::read_to_string(file).map_err(CliError::io(file))?;
+    let plan = validated(file, &text)?;
+    let cached = cache_hits(global, file, text).await;
+    let known = cached.as_ref().map_or_else(|_| vec![false; plan.jobs.len()], Clone::clone);
+    let estimate = taskvec_sweep::estimate(&plan, &known);
+    if format == Format::Json {
+        let facts = estimate_facts(&estimate, cached.is_ok());
+        return output::print_facts(&facts, format).map_err(CliError::io("stdout"));
+    }
+    output::print(&by_kind(&estimate, cached.is_ok()), format).map_err(CliError::io("stdout"))?;
+    println!("\n{}", in_words(&plan, &estimate));
+    match cached {
+        Ok(_) => Ok(()),
+        Err(reason) => {
+            println!("cache hits: unknown ({})", reason.to_string().lines().next().unwrap_or_default());
+            Ok(())
+        }
+    }
+}
+
+/// GFLOP/s that one CPU core is taken to do: what small models reach with AVX-512. Only estimates depend on it.
+const GFLOPS_PER_CORE: f64 = 40.0;
+
+/// Jobs and work by kind; cache hits are empty where no server could say.
+fn by_kind(estimate: &Estimate, cache_known: bool) -> Table {
+    let columns = ["kind", "jobs", "cached", "gflop"];
+    let row = |(kind, e): (&JobKind, &taskvec_sweep::KindEstimate)| {
+        let cached = if cache_known { json!(e.cached) } else { json!(null) };
+        vec![json!(kind.as_str()), json!(e.jobs), cached, json!((e.flops / 1e9).round())]
+    };
+    Table { columns: columns.map(str::to_owned).to_vec(), rows: estimate.kinds.iter().map(row).collect() }
+}
+
+fn in_words(plan: &Plan, estimate: &Estimate) -> String {
+    let seconds = estimate.seconds(GFLOPS_PER_CORE);
+    let megabytes = |bytes: f64| bytes / 1e6;
+    format!(
+        "sweep “{}”: {} runs, {} jobs; about {} of one core at {GFLOPS_PER_CORE} GFLOP/s; {:.1} MB of weights, {:.1} MB of \
+         resume states before gc",
+        plan.name,
+        estimate.runs,
+        estimate.jobs(),
+        live::span(seconds),
+        megabytes(estimate.weight_bytes),
+        megabytes(estimate.resume_bytes),
+    )
+}
+
+fn estimate_facts(estimate: &Estimate, cache_known: bool) -> Vec<(&'static str, serde_json::Value)> {
+    vec![
+        ("runs", json!(estimate.runs)),
+        ("jobs", json!(estimate.jobs())),
+        ("cached", if cache_known { json!(estimate.cached()) } else { json!(null) }),
+        ("flops", json!(estimate.flops())),
+        ("weight_bytes", json!(estimate.weight_bytes)),
+        ("resume_bytes", json!(estimate.resume_bytes)),
+    ]
+}
+
+async fn cache_hits(global: &Global, file: &Path, yaml: String) -> Result<Vec<bool>, CliError> {
+    let client = Client::connect(global).await?;
+    let request = pb::PlanRequest { yaml, file: file.display().to_string() };
+    let reply = client.sweeps().plan(request).await.map_err(|s| client.fault(s));
+    client.close().await?;
+    Ok(reply?.into_inner().cached)
+}
+
+async fn status(client: &Client, id: Id, format: Format) -> Result<(), CliError> {
+    let sweep_id = client.sweep_id(id).await?;
+    let mut stream =
+        client.sweeps().watch(pb::SweepRequest { sweep_id }).await.map_err(|s| client.fault(s))?.into_inner();
+    let now = stream.message().await.map_err(|s| client.fault(s))?;
+    let now = now.ok_or_else(|| CliError::Failed("the server ended the answer early".to_owned()))?;
+    output::print(&live::as_table(&now), format).map_err(CliError::io("stdout"))?;
+    if format == Format::Table {
+        println!("\n{}", live::headline(&now));
+    }
+    Ok(())
+}

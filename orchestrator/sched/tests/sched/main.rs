@@ -1,0 +1,12 @@
+//! The scheduler against exact expectations, and against random histories.
+
+mod attempts;
+mod build;
+mod explain;
+mod faults;
+mod garbage;
+mod placement;
+mod restart;
+mod store;
+mod sweeps;
+mod workers;

@@ -1,0 +1,12 @@
+//! The store against a real PostgreSQL, every statement of it.
+
+mod blobs;
+mod commit;
+mod fixture;
+mod gc;
+mod lead;
+mod listing;
+mod postgres;
+mod reader;
+mod submit;
+mod views;

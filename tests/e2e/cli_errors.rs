@@ -1,0 +1,106 @@
+//! What the program says when it is used wrongly: complete messages, kept in one snapshot.
+
+use crate::support::{Ran, Stack, folder, sweep_file, taskvec};
+use std::{fmt::Write, path::Path};
+
+const BAD_SWEEP: &str = "\
+version: 1
+name: bad
+kind: pretrain
+model: { arch: gpt2, layers: 2, widht: 16, heads: 3 }
+data: { family: sparse_linear, dim: 4, bases: 4, rank: 2 }
+train: { steps: -5, batch: sixteen }
+grid: { seed: [], train.stepz: [1] }
+";
+
+/// Everything that differs from machine to machine, under fixed names.
+fn normalised(text: &str, dir: &Path) -> String {
+    let text = text.replace(&dir.display().to_string(), "DIR");
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+fn record(out: &mut String, shown: &str, ran: &Ran, dir: &Path) {
+    let stderr = normalised(&ran.stderr, dir);
+    let stdout = normalised(&ran.stdout, dir);
+    writeln!(out, "$ taskvec {shown}\n[exit {}]", ran.code).expect("writes");
+    for text in [stdout, stderr].iter().filter(|t| !t.is_empty()) {
+        writeln!(out, "{text}").expect("writes");
+    }
+    out.push('\n');
+}
+
+#[test]
+fn wrong_usage_without_a_server() {
+    let dir = folder();
+    let bad = dir.path().join("bad.yaml");
+    std::fs::write(&bad, BAD_SWEEP).expect("writes");
+    let bad = bad.display().to_string();
+    let nowhere = dir.path().join("nowhere").display().to_string();
+    let mut out = String::new();
+    let cases: &[&[&str]] = &[
+        &["swep", "list"],
+        &["sweep", "status"],
+        &["sweep", "status", "abc"],
+        &["sweep", "list", "-o", "xml"],
+        &["local", "missing.yaml"],
+        &["local", &bad],
+        &["sweep", "plan", &bad],
+        &["sweep", "submit", &bad],
+        &["sweep", "list"],
+        &["sweep", "list", "--server", "http://127.0.0.1:9", "--token", "t"],
+        &["sweep", "list", "--server", "not an address", "--token", "t"],
+        &["sql"],
+        &["sql", "SELECT 1", "--data", &nowhere],
+        &["worker", "start", "--data", &nowhere],
+        &["worker", "start", "--server", "http://127.0.0.1:9", "--token", "t", "--device", "cuda:0"],
+        &["worker", "start", "--server", "http://127.0.0.1:9", "--token", "t", "--slots", "0"],
+        &["server", "start", "--data", &nowhere, "--listen", "0.0.0.0:0"],
+        &["server", "start", "--data", &nowhere, "--lease", "0"],
+        &["server", "start", "--data", &nowhere, "--tls-cert", "cert.pem"],
+    ];
+    for args in cases {
+        let ran: Ran = taskvec().args(*args).current_dir(dir.path()).output().expect("it runs").into();
+        record(&mut out, &normalised(&args.join(" "), dir.path()), &ran, dir.path());
+    }
+    insta::assert_snapshot!("without_a_server", out);
+}
+
+#[test]
+fn wrong_usage_of_a_server() {
+    let stack = Stack::start(0);
+    let mut out = String::new();
+    let panic = sweep_file("panic.yaml").display().to_string();
+    stack.client(&["sweep", "submit", &panic]).ok();
+    let cases: &[&[&str]] = &[
+        &["sweep", "list", "--token", "wrong"],
+        &["sweep", "status", "99"],
+        &["sweep", "wait", "99"],
+        &["sweep", "cancel", "99"],
+        &["sweep", "pause", "1"],
+        &["sweep", "pause", "1"],
+        &["sweep", "resume", "1"],
+        &["sweep", "retry", "1"],
+        &["sweep", "cancel", "1"],
+        &["sweep", "resume", "1"],
+        &["run", "show", "99"],
+        &["run", "list", "--state", "runing"],
+        &["job", "explain", "99"],
+        &["job", "explain", "1"],
+        &["job", "logs", "1"],
+        &["job", "logs", "99"],
+        &["job", "retry", "99"],
+        &["checkpoint", "download", "99"],
+        &["checkpoint", "download", "last"],
+        &["worker", "drain", "99"],
+        &["worker", "drain", "last"],
+        &["report", "99"],
+        &["sql", "SELEC 1"],
+        &["sql", "SELECT nothing FROM results.runs"],
+        &["sql", "SELECT 1; SELECT 2"],
+        &["sql", "DELETE FROM taskvec.runs"],
+    ];
+    for args in cases {
+        record(&mut out, &args.join(" "), &stack.client(args), &stack.data());
+    }
+    insta::assert_snapshot!("of_a_server", out);
+}

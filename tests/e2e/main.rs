@@ -1,0 +1,9 @@
+//! End-to-end tests: the real program, real processes, a real Postgres, and faults.
+
+mod cli_errors;
+mod failures;
+mod faults;
+mod identical;
+mod local;
+mod sql;
+mod support;

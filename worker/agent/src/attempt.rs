@@ -1,0 +1,323 @@
+//! The life of one attempt on this worker: inputs, a slot, the computation, its checkpoints on the server, and at last
+//! an outcome in the spool.
+
+use crate::{
+    blobs::{BlobError, Blobs},
+    cache::Pinned,
+    control::{Control, Rate, Wish},
+    log::AttemptLog,
+    sink::{AttemptSink, Kept, Upload},
+    slots::{Panicked, Slot, Slots},
+    spool::Spool,
+};
+use prost::Message;
+use std::{sync::Arc, time::Duration};
+use taskvec_model::{
+    id::AttemptRef,
+    job::{Assignment, CheckpointRef, Failure, Handover, JobWork, Produced, Purpose, Retry},
+    metric::Metrics,
+};
+use taskvec_science::{Executed, Inputs, ScienceError, Sink};
+use taskvec_wire::{
+    MAX_MESSAGE,
+    pb::{self, WorkerMessage, worker_message},
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// Checkpoints that wait for their upload; one more makes the job wait.
+const QUEUED_UPLOADS: usize = 2;
+
+/// How long to wait when the spool cannot be written.
+const SPOOL_RETRY: Duration = Duration::from_secs(1);
+
+/// What computes a job. In production [`Science`]; tests put something simpler in its place.
+pub trait Execute: Send + Sync + 'static {
+    /// Called on a thread of the slot's rayon pool. May panic.
+    fn execute(&self, work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<Executed, ScienceError>;
+}
+
+/// [`taskvec_science::execute`].
+#[derive(Clone, Copy, Debug)]
+pub struct Science;
+
+impl Execute for Science {
+    fn execute(&self, work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<Executed, ScienceError> {
+        taskvec_science::execute(work, inputs, sink)
+    }
+}
+
+/// What all attempts of a worker share.
+pub struct Workshop {
+    pub name: String,
+    pub blobs: Blobs,
+    pub slots: Slots,
+    pub spool: Spool,
+    pub execute: Arc<dyn Execute>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The outcome waits in the spool.
+    Spooled,
+    /// Nobody wants to know.
+    Discarded,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Finished(Produced),
+    Failed(Failure),
+    Released(Option<Handover>),
+}
+
+/// Takes the attempt from its assignment to its end.
+pub async fn run(
+    workshop: Arc<Workshop>,
+    attempt: AttemptRef,
+    assignment: Assignment,
+    control: Arc<Control>,
+) -> (AttemptRef, Ended) {
+    let log = Arc::new(AttemptLog::new(std::time::Instant::now()));
+    log.add(&format!("{attempt}: {} on worker {}", assignment.work.kind(), workshop.name));
+    let life = Life { workshop, assignment, control, log };
+    let outcome = tokio::select! {
+        biased;
+        _ = life.control.until(Wish::Release) => life.released(),
+        outcome = life.compute() => outcome,
+    };
+    end(&life.workshop, attempt, outcome, &life.control, &life.log).await
+}
+
+/// Ends an attempt that cannot even begin.
+pub async fn refuse(
+    workshop: Arc<Workshop>,
+    attempt: AttemptRef,
+    reason: String,
+    control: Arc<Control>,
+) -> (AttemptRef, Ended) {
+    let log = AttemptLog::new(std::time::Instant::now());
+    end(&workshop, attempt, Outcome::Failed(retryable(reason)), &control, &log).await
+}
+
+/// Spools the outcome, unless nobody wants it any more.
+async fn end(
+    workshop: &Workshop,
+    attempt: AttemptRef,
+    outcome: Outcome,
+    control: &Control,
+    log: &AttemptLog,
+) -> (AttemptRef, Ended) {
+    note_end(attempt, &outcome, log);
+    let message = within_limit(attempt, message(attempt, outcome, log.text()), log.text());
+    let ended = tokio::select! {
+        biased;
+        _ = control.until(Wish::Discard) => Ended::Discarded,
+        () = keep(&workshop.spool, attempt, message) => Ended::Spooled,
+    };
+    (attempt, ended)
+}
+
+/// Puts the outcome into the spool, as often as it takes.
+async fn keep(spool: &Spool, attempt: AttemptRef, message: WorkerMessage) {
+    let message = Arc::new(message);
+    loop {
+        let (spool, message) = (spool.clone(), message.clone());
+        let error = match tokio::task::spawn_blocking(move || spool.put(attempt, &message)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!("the outcome of {attempt} cannot be spooled, trying again: {error}");
+        tokio::time::sleep(SPOOL_RETRY).await;
+    }
+}
+
+fn note_end(attempt: AttemptRef, outcome: &Outcome, log: &AttemptLog) {
+    let end = match outcome {
+        Outcome::Finished(produced) => {
+            format!("finished with {} rows and {} checkpoints", produced.metrics.rows(), produced.checkpoints.len())
+        }
+        Outcome::Failed(failure) => format!("failed: {}", failure.reason),
+        Outcome::Released(Some(handover)) => format!("handed over at step {}", handover.state.step),
+        Outcome::Released(None) => "given back".into(),
+    };
+    log.add(&format!("{end}, after {:.3} s", log.elapsed()));
+    tracing::info!("{attempt} {end}");
+}
+
+struct Life {
+    workshop: Arc<Workshop>,
+    assignment: Assignment,
+    control: Arc<Control>,
+    log: Arc<AttemptLog>,
+}
+
+/// A job that is ready to compute.
+struct Prepared {
+    inputs: Inputs,
+    pins: Vec<Pinned>,
+    slot: Slot,
+}
+
+type Computed = (Result<Executed, ScienceError>, Kept);
+
+impl Life {
+    /// Given back without anything new. What an earlier attempt had handed over is passed on.
+    fn released(&self) -> Outcome {
+        Outcome::Released(self.assignment.handover.clone())
+    }
+
+    async fn compute(&self) -> Outcome {
+        let prepared = tokio::select! {
+            biased;
+            _ = self.control.until(Wish::HandOver) => return self.released(),
+            prepared = self.prepare() => prepared,
+        };
+        let (running, uploads) = match prepared {
+            Ok(prepared) => self.start(prepared),
+            Err(failure) => return Outcome::Failed(failure),
+        };
+        let uploading = self.upload(uploads);
+        tokio::pin!(uploading, running);
+        let computed = tokio::select! {
+            computed = &mut running => match computed {
+                Ok(Ok((Ok(executed), kept))) => match uploading.await {
+                    Ok(()) => Ok(Ok((Ok(executed), kept))),
+                    Err(error) => return Outcome::Failed(blob_failure(&error)),
+                },
+                other => other,
+            },
+            uploaded = &mut uploading => match uploaded {
+                Ok(()) => running.await,
+                Err(error) => return Outcome::Failed(blob_failure(&error)),
+            },
+        };
+        self.conclude(computed)
+    }
+
+    /// Fetches the inputs, then waits for a slot.
+    async fn prepare(&self) -> Result<Prepared, Failure> {
+        let mut inputs = Inputs::default();
+        let mut pins = Vec::new();
+        for checkpoint in self.wanted_inputs() {
+            let file = self.workshop.blobs.fetch(&checkpoint).await.map_err(|e| blob_failure(&e))?;
+            self.log
+                .add(&format!("input: step {} ({}), {}", checkpoint.step, checkpoint.purpose, checkpoint.blob.digest));
+            let path = Some(file.path().to_owned());
+            match checkpoint.purpose {
+                Purpose::Resume => inputs.resume = path,
+                Purpose::Weights => inputs.weights = path,
+            }
+            pins.push(file);
+        }
+        let slot = self.workshop.slots.take().await.map_err(|e| retryable(e.to_string()))?;
+        Ok(Prepared { inputs, pins, slot })
+    }
+
+    /// A handover's state stands in for the segment's own starting point.
+    fn wanted_inputs(&self) -> Vec<CheckpointRef> {
+        let handed = self.assignment.handover.as_ref().map(|h| h.state);
+        let replaced = |c: &CheckpointRef| handed.is_some() && c.purpose == Purpose::Resume;
+        self.assignment.inputs.iter().filter(|c| !replaced(c)).copied().chain(handed).collect()
+    }
+
+    fn start(&self, prepared: Prepared) -> (oneshot::Receiver<Result<Computed, Panicked>>, mpsc::Receiver<Upload>) {
+        let (uploads, queue) = mpsc::channel(QUEUED_UPLOADS);
+        let Prepared { inputs, pins, slot } = prepared;
+        let (execute, work) = (self.workshop.execute.clone(), self.assignment.work.clone());
+        let mut sink = AttemptSink {
+            kind: work.kind(),
+            control: self.control.clone(),
+            cache: self.workshop.blobs.cache().clone(),
+            uploads,
+            log: self.log.clone(),
+            kept: Kept::default(),
+            rate: Rate::default(),
+            milestone: 0,
+        };
+        self.log.add("computing");
+        let running = slot.run(move || {
+            let _pins = pins;
+            let result = execute.execute(&work, &inputs, &mut sink);
+            (result, sink.kept)
+        });
+        (running, queue)
+    }
+
+    /// Uploads until the job writes no more checkpoints.
+    async fn upload(&self, mut queue: mpsc::Receiver<Upload>) -> Result<(), BlobError> {
+        while let Some(Upload { manifest, file }) = queue.recv().await {
+            self.workshop.blobs.upload(&manifest, &file).await?;
+        }
+        Ok(())
+    }
+
+    fn conclude(&self, computed: Result<Result<Computed, Panicked>, oneshot::error::RecvError>) -> Outcome {
+        match computed {
+            Ok(Ok((Ok(Executed::Finished(metrics)), kept))) => Outcome::Finished(self.produced(metrics, kept)),
+            Ok(Ok((Ok(Executed::Stopped { at }), mut kept))) => {
+                // The state is what the next attempt starts from, not a result of the job.
+                kept.checkpoints.retain(|c| *c != at);
+                Outcome::Released(Some(Handover { state: at, produced: self.produced(Metrics::default(), kept) }))
+            }
+            Ok(Ok((Err(ScienceError::Stopped), _))) => self.released(),
+            Ok(Ok((Err(error), _))) => Outcome::Failed(Failure { retry: error.retry(), reason: error.to_string() }),
+            Ok(Err(panicked)) => {
+                self.log.add(&panicked.backtrace);
+                Outcome::Failed(retryable(panicked.to_string()))
+            }
+            Err(_) => Outcome::Failed(retryable("the slot lost the job; this is a fault in the worker".into())),
+        }
+    }
+
+    /// All of the job's rows and checkpoints: those handed over by an earlier attempt first.
+    fn produced(&self, metrics: Metrics, kept: Kept) -> Produced {
+        let mut all = self.assignment.handover.as_ref().map(|h| h.produced.clone()).unwrap_or_default();
+        all.metrics.train_loss.extend(kept.train_loss);
+        all.metrics.train_loss.extend(metrics.train_loss);
+        all.metrics.icl.extend(metrics.icl);
+        all.metrics.baselines.extend(metrics.baselines);
+        all.metrics.td.extend(metrics.td);
+        all.metrics.td_bound.extend(metrics.td_bound);
+        all.checkpoints.extend(kept.checkpoints);
+        all
+    }
+}
+
+fn retryable(reason: String) -> Failure {
+    Failure { retry: Retry::Allowed, reason }
+}
+
+fn blob_failure(error: &BlobError) -> Failure {
+    let retry = match error {
+        BlobError::Damaged { .. } => Retry::Never,
+        BlobError::Disk { .. } | BlobError::Refused { .. } => Retry::Allowed,
+    };
+    Failure { retry, reason: error.to_string() }
+}
+
+fn message(attempt: AttemptRef, outcome: Outcome, log: String) -> WorkerMessage {
+    let attempt = Some(attempt.into());
+    let message = match outcome {
+        Outcome::Finished(produced) => {
+            worker_message::Message::Finished(pb::Finished { attempt, produced: Some(produced.into()), log })
+        }
+        Outcome::Failed(Failure { retry, reason }) => {
+            worker_message::Message::Failed(pb::Failed { attempt, retry: retry == Retry::Allowed, reason, log })
+        }
+        Outcome::Released(handover) => {
+            worker_message::Message::Released(pb::Released { attempt, handover: handover.map(Into::into), log })
+        }
+    };
+    WorkerMessage { message: Some(message) }
+}
+
+/// A message that the server cannot receive would break the connection again and again.
+fn within_limit(attempt: AttemptRef, outcome: WorkerMessage, log: String) -> WorkerMessage {
+    let bytes = outcome.encoded_len();
+    if bytes <= MAX_MESSAGE {
+        return outcome;
+    }
+    let reason = format!("the job's rows take {bytes} bytes, more than the {MAX_MESSAGE} that a message may have");
+    message(attempt, Outcome::Failed(Failure { retry: Retry::Never, reason }), log)
+}

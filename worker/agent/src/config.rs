@@ -1,0 +1,166 @@
+//! What a worker process is told when it starts.
+
+use crate::error::AgentError;
+use std::{fmt, path::PathBuf, time::Duration};
+
+/// How much disk the cache of checkpoints takes unless told otherwise.
+const CACHE_BYTES: u64 = 4 << 30;
+
+/// The configuration of one worker process. Start from [`WorkerConfig::new`] and change what differs.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// `http://HOST:PORT` or `https://HOST:PORT`.
+    pub server: String,
+    pub token: Secret,
+    /// PEM file with the authority that signed the server's certificate; needed for `https`, refused for `http`.
+    pub tls_ca: Option<PathBuf>,
+    /// Shown in listings; need not be unique.
+    pub name: String,
+    /// Scratch of this worker alone: outcomes that the server has not confirmed, and cached checkpoints.
+    pub data_dir: PathBuf,
+    /// Only `cpu` in this build.
+    pub devices: Vec<String>,
+    /// Jobs that run at the same time.
+    pub slots: usize,
+    /// CPU threads of all slots together. None: the cores of this machine that no other worker has claimed.
+    pub threads: Option<usize>,
+    /// The cache is kept below this, apart from what is in use.
+    pub cache_bytes: u64,
+    pub backoff: Backoff,
+    /// On a polite stop: how long jobs that cannot be handed over may still run.
+    pub drain_grace: Duration,
+    /// Give up when the server was not reached this long after the start. None: try for ever.
+    pub fail_fast: Option<Duration>,
+}
+
+impl WorkerConfig {
+    pub fn new(server: impl Into<String>, token: Secret, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            server: server.into(),
+            token,
+            tls_ca: None,
+            name: host(),
+            data_dir: data_dir.into(),
+            devices: vec!["cpu".into()],
+            slots: 1,
+            threads: None,
+            cache_bytes: CACHE_BYTES,
+            backoff: Backoff::default(),
+            drain_grace: Duration::from_secs(20),
+            fail_fast: None,
+        }
+    }
+
+    /// Refuses what this worker could not honour, before anything is touched.
+    pub(crate) fn check(&self) -> Result<(), AgentError> {
+        for device in &self.devices {
+            match device.split(':').next() {
+                Some("cpu") if device == "cpu" => {}
+                Some("cuda") => return Err(AgentError::NoCuda(device.clone())),
+                _ => return Err(AgentError::UnknownDevice(device.clone())),
+            }
+        }
+        let wrong = |what: &str| Err(AgentError::Config(what.to_owned()));
+        if self.devices.len() != 1 {
+            return wrong("exactly one device is needed in this build: `cpu`");
+        }
+        if self.slots == 0 {
+            return wrong("slots must be at least 1");
+        }
+        match self.threads {
+            Some(threads) if threads < self.slots => Err(AgentError::Config(format!(
+                "{} slots need at least as many threads, but threads is {threads}; raise threads or lower slots",
+                self.slots
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Waiting times between tries: doubling from `first` up to `max`.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    pub first: Duration,
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { first: Duration::from_millis(100), max: Duration::from_secs(5) }
+    }
+}
+
+impl Backoff {
+    /// How long to wait after `failures` failures in a row (the first is 0).
+    pub(crate) fn wait(&self, failures: u32) -> Duration {
+        self.first.saturating_mul(2_u32.saturating_pow(failures)).min(self.max)
+    }
+}
+
+/// The server's token. It never shows in logs or messages.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// The name of this machine.
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> WorkerConfig {
+        WorkerConfig::new("http://localhost:1", Secret::new("hunter2"), "/tmp/x")
+    }
+
+    #[test]
+    fn the_token_is_never_shown() {
+        let shown = format!("{:?}", config());
+        assert!(shown.contains("[secret]") && !shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_with_what_to_do() {
+        let refused = |change: fn(&mut WorkerConfig)| {
+            let mut config = config();
+            change(&mut config);
+            config.check().expect_err("is refused").to_string()
+        };
+        assert!(config().check().is_ok());
+        assert!(refused(|c| c.devices = vec!["cuda:0".into()]).contains("without CUDA"));
+        assert!(refused(|c| c.devices = vec!["gpu".into()]).contains("`gpu`"));
+        assert!(refused(|c| c.devices = vec![]).contains("exactly one device"));
+        assert!(refused(|c| c.slots = 0).contains("slots"));
+        assert!(
+            refused(|c| {
+                c.slots = 3;
+                c.threads = Some(2);
+            })
+            .contains("raise threads")
+        );
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_cap() {
+        let waits: Vec<u128> = (0..8).map(|n| Backoff::default().wait(n).as_millis()).collect();
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        assert_eq!(Backoff::default().wait(u32::MAX).as_millis(), 5000);
+    }
+}

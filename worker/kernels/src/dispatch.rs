@@ -1,0 +1,101 @@
+//! Hot loops compiled once per instruction set, the best one chosen when called.
+//!
+//! The program is built for plain x86-64, so that one binary runs anywhere; without this, LLVM would vectorise our
+//! loops for SSE2 only, a quarter (AVX2) or an eighth (AVX-512) of what the machine can do.
+
+use crate::{
+    float::Float,
+    tile::{Operands, Sums},
+};
+
+/// An instruction set a loop is compiled for.
+pub trait Isa {
+    /// `a·b + c` in one rounding where the machine has the instruction, in two where it has not (the library call that
+    /// imitates it is a hundred times slower). Results may so differ between kinds of machines.
+    fn mul_add<T: Float>(a: T, b: T, c: T) -> T;
+
+    /// A tile of a product.
+    ///
+    /// # Safety
+    /// As for `Operands::tile`, on a machine that has the instruction set.
+    unsafe fn tile<T: Float>(operands: Operands<T>) -> Sums<T>;
+}
+
+/// Any processor.
+pub struct Plain;
+
+impl Isa for Plain {
+    #[inline(always)]
+    fn mul_add<T: Float>(a: T, b: T, c: T) -> T {
+        a * b + c
+    }
+
+    #[inline(always)]
+    unsafe fn tile<T: Float>(operands: Operands<T>) -> Sums<T> {
+        // SAFETY: as the caller promises.
+        unsafe { operands.tile::<Self>() }
+    }
+}
+
+macro_rules! x86 {
+    ($name:ident, $tile:ident) => {
+        #[cfg(target_arch = "x86_64")]
+        pub struct $name;
+
+        #[cfg(target_arch = "x86_64")]
+        impl Isa for $name {
+            #[inline(always)]
+            fn mul_add<T: Float>(a: T, b: T, c: T) -> T {
+                a.fused_mul_add(b, c)
+            }
+
+            #[inline(always)]
+            unsafe fn tile<T: Float>(operands: Operands<T>) -> Sums<T> {
+                // SAFETY: as the caller promises.
+                unsafe { T::$tile(operands) }
+            }
+        }
+    };
+}
+x86!(Avx512, tile_avx512);
+x86!(Avx2, tile_avx2);
+
+/// Declares `fn name<T: Float>(…)` whose body is compiled for AVX-512, AVX2 + FMA and the plain target. The body may
+/// use `T` and `M: Isa`; what it calls must be `#[inline(always)]`, so that it is compiled with the same features.
+macro_rules! dispatch {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$T:ident: Float, $M:ident: Isa>($($arg:ident: $ty:ty),* $(,)?)
+        $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name<$T: $crate::float::Float>($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body<$T: $crate::float::Float, $M: $crate::dispatch::Isa>($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+                fn avx512<$T: $crate::float::Float>($($arg: $ty),*) $(-> $ret)? {
+                    body::<$T, $crate::dispatch::Avx512>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2<$T: $crate::float::Float>($($arg: $ty),*) $(-> $ret)? {
+                    body::<$T, $crate::dispatch::Avx2>($($arg),*)
+                }
+                if std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+                    && std::arch::is_x86_feature_detected!("avx512dq")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("fma")
+                {
+                    // SAFETY: the machine has just been asked for the features this was compiled for (AVX-512 has AVX2).
+                    return unsafe { avx512::<$T>($($arg),*) };
+                }
+                if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+                    // SAFETY: the machine has just been asked for the features this was compiled for.
+                    return unsafe { avx2::<$T>($($arg),*) };
+                }
+            }
+            body::<$T, $crate::dispatch::Plain>($($arg),*)
+        }
+    };
+}
+pub(crate) use dispatch;

@@ -1,0 +1,190 @@
+//! The two element types and the elementary functions, branch-free so that loops over them vectorise.
+
+use crate::{
+    dispatch::{Isa, Plain},
+    tile::{Operands, Sums},
+};
+use candle_core::{CpuStorage, Result, WithDType};
+
+/// Partial sums kept side by side: one AVX-512 register of f32. Fixed, so that every machine adds in the same order.
+pub const LANES: usize = 16;
+
+/// f32 for work, f64 for gradient checks.
+pub trait Float: WithDType {
+    fn fused_mul_add(self, b: Self, c: Self) -> Self;
+    fn square_root(self) -> Self;
+    /// e to the power `self`, which is first clamped to [−87, 88] for f32. NaN stays NaN.
+    fn exponential<I: Isa>(self) -> Self;
+
+    /// The elements of a storage of this type.
+    fn elements_mut(storage: &mut CpuStorage) -> Result<&mut [Self]>;
+
+    /// See [`crate::tile`]; the plain loop unless there is a better one.
+    ///
+    /// # Safety
+    /// As for `Operands::tile`; the machine has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn tile_avx512(operands: Operands<Self>) -> Sums<Self> {
+        // SAFETY: as the caller promises.
+        unsafe { operands.tile::<Plain>() }
+    }
+
+    /// See [`crate::tile`]; the plain loop unless there is a better one.
+    ///
+    /// # Safety
+    /// As for `Operands::tile`; the machine has AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn tile_avx2(operands: Operands<Self>) -> Sums<Self> {
+        // SAFETY: as the caller promises.
+        unsafe { operands.tile::<Plain>() }
+    }
+
+    #[inline(always)]
+    fn of(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+
+    /// NaN stays NaN, unlike with `max` and `min`.
+    #[inline(always)]
+    fn clamped(self, low: Self, high: Self) -> Self {
+        let x = if self < low { low } else { self };
+        if x > high { high } else { x }
+    }
+}
+
+impl Float for f32 {
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn tile_avx512(operands: Operands<Self>) -> Sums<Self> {
+        // SAFETY: as the caller promises.
+        unsafe { operands.tile_avx512() }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn tile_avx2(operands: Operands<Self>) -> Sums<Self> {
+        // SAFETY: as the caller promises.
+        unsafe { operands.tile_avx2() }
+    }
+
+    fn elements_mut(storage: &mut CpuStorage) -> Result<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(data) => Ok(data),
+            _ => candle_core::bail!("expected elements of type f32"),
+        }
+    }
+
+    #[inline(always)]
+    fn fused_mul_add(self, b: Self, c: Self) -> Self {
+        self.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn square_root(self) -> Self {
+        self.sqrt()
+    }
+
+    /// Cephes' expf: x = n·ln 2 + r, |r| ≤ ln 2 / 2, a polynomial in r, and n put into the exponent. Within 2 ulp.
+    #[inline(always)]
+    fn exponential<I: Isa>(self) -> Self {
+        /// Adding 1.5·2²³ rounds to an integer and leaves it in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        /// ln 2 in two parts; the first has few bits, so that n times it is exact.
+        const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+        const POLYNOMIAL: [f32; 5] = [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+        let x = self.clamped(-87.0, 88.0);
+        let shifted = I::mul_add(x, std::f32::consts::LOG2_E, ROUND);
+        let n = shifted - ROUND;
+        let r = I::mul_add(n, -LN_2.1, I::mul_add(n, -LN_2.0, x));
+        let mut p = 1.987_569_1e-4;
+        for c in POLYNOMIAL {
+            p = I::mul_add(p, r, c);
+        }
+        let e = I::mul_add(p, r * r, r) + 1.0;
+        e * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
+    }
+}
+
+impl Float for f64 {
+    fn elements_mut(storage: &mut CpuStorage) -> Result<&mut [Self]> {
+        match storage {
+            CpuStorage::F64(data) => Ok(data),
+            _ => candle_core::bail!("expected elements of type f64"),
+        }
+    }
+
+    #[inline(always)]
+    fn fused_mul_add(self, b: Self, c: Self) -> Self {
+        self.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn square_root(self) -> Self {
+        self.sqrt()
+    }
+
+    #[inline(always)]
+    fn exponential<I: Isa>(self) -> Self {
+        self.exp()
+    }
+}
+
+/// Adds partial sums as a tree: always in the same order.
+#[inline(always)]
+pub fn tree_sum<T: Float>(mut lanes: [T; LANES]) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `Σ term(…)` over the elements of equally long slices, in `LANES` partial sums.
+#[inline(always)]
+pub fn lane_sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T {
+    let len = slices[0].len();
+    assert!(slices.iter().all(|s| s.len() == len));
+    // SAFETY: only called below with `i` under the length that all slices have.
+    let at = |i: usize| term(std::array::from_fn(|k| unsafe { *slices[k].get_unchecked(i) }));
+    let mut lanes = [T::zero(); LANES];
+    let whole = len - len % LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += at(start + lane);
+        }
+    }
+    for i in whole..len {
+        lanes[i - whole] += at(i);
+    }
+    tree_sum(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponential_is_within_float_accuracy_and_keeps_nan() {
+        for i in -87_000..88_000 {
+            let x = i as f32 / 1_000.0;
+            let want = f64::from(x).exp();
+            assert!((f64::from(x.exponential::<Plain>()) / want - 1.0).abs() < 2.5e-7, "exp({x})");
+        }
+        assert_eq!((0f32.exponential::<Plain>(), 0f64.exponential::<Plain>()), (1.0, 1.0));
+        assert!(f32::NAN.exponential::<Plain>().is_nan());
+        assert!(f32::MAX.exponential::<Plain>().is_finite() && f32::NEG_INFINITY.exponential::<Plain>() < 1e-37);
+    }
+
+    #[test]
+    fn lane_sums_cover_whole_vectors_and_the_rest() {
+        for n in [0, 1, 15, 16, 17, 100] {
+            let x: Vec<f64> = (1..=n).map(f64::from).collect();
+            assert_eq!(lane_sum([&x, &x], |[a, b]| a * b), x.iter().map(|x| x * x).sum::<f64>());
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Layer norm over the last dimension, forward and backward in one pass over each row and without temporaries.
+
+use crate::{
+    buffer::{by_dtype, element_type, elements, filled, read, stored},
+    dispatch::{Isa, dispatch},
+    float::{Float, lane_sum},
+    linear::{Gradients, sum_partials},
+    par,
+};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use std::mem::MaybeUninit;
+
+/// Rows worked on at a time, and summed into one partial gradient of weight and bias.
+const ROWS: usize = 128;
+
+/// `(x − mean) / √(variance + eps) · weight + bias` over the last dimension: `x` (…, d), `weight` and `bias` (d), with
+/// the biased variance.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let d = x.dims().last().copied().unwrap_or(0);
+    if d == 0 || weight.dims() != [d] || bias.dims() != [d] {
+        candle_core::bail!(
+            "layer_norm: x (…, d), weight (d) and bias (d) do not fit: {:?}, {:?}, {:?}",
+            x.dims(),
+            weight.dims(),
+            bias.dims()
+        );
+    }
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
+}
+
+struct LayerNorm {
+    eps: f64,
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(element_type(x), self.name(), T => {
+            let (x, weight) = (elements::<T>(x, x_layout)?, elements(weight, weight_layout)?);
+            let (bias, len) = (elements(bias, bias_layout)?, ROWS * weight.len());
+            let fill = |out: &mut [MaybeUninit<T>]| {
+                let jobs = out.chunks_mut(len).zip(x.chunks(len));
+                par::each(x.len() / 4, jobs, |(out, x)| forward(x, weight, bias, T::of(self.eps), out));
+            };
+            // SAFETY: `x` is as long as `out` and made of rows as long as `weight`; each row is written.
+            let (out, ()) = unsafe { filled(x.len(), fill) };
+            Ok((stored(out), x_layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Gradients> {
+        let grad = &grad.contiguous()?;
+        by_dtype!(x.dtype(), self.name(), T => backward::<T>(x, weight, bias, self.eps, grad))
+    }
+}
+
+fn backward<T: Float>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, grad: &Tensor) -> Result<Gradients> {
+    let (shape, device, d) = (x.shape(), x.device(), weight.dim(0)?);
+    let wants = [x.track_op(), weight.track_op(), bias.track_op()];
+    read!(x, weight, grad: T);
+    let len = ROWS * d;
+    let mut sums = vec![T::zero(); x.len().div_ceil(len) * 2 * d];
+    let fill = |dx: &mut [MaybeUninit<T>]| {
+        let jobs = dx.chunks_mut(len).zip(x.chunks(len)).zip(grad.chunks(len)).zip(sums.chunks_mut(2 * d));
+        par::each(x.len() / 4, jobs, |(((dx, x), grad), sums)| backward_rows(x, weight, grad, T::of(eps), dx, sums));
+    };
+    // SAFETY: `x` and `grad` are as long as `dx` and made of rows as long as `weight`; each row is written.
+    let (dx, ()) = unsafe { filled(x.len(), fill) };
+    let mut dweight = sum_partials(&sums, 2 * d);
+    let dbias = dweight.split_off(d);
+    let tensor =
+        |wanted: bool, data: Vec<T>, shape: &Shape| wanted.then(|| Tensor::from_vec(data, shape, device)).transpose();
+    Ok((tensor(wants[0], dx, shape)?, tensor(wants[1], dweight, &d.into())?, tensor(wants[2], dbias, &d.into())?))
+}
+
+/// Mean and 1/√(variance + eps) of a row.
+#[inline(always)]
+fn moments<T: Float, I: Isa>(row: &[T], eps: T) -> (T, T) {
+    let n = T::of(row.len() as f64);
+    let mean = lane_sum([row], |[x]| x) / n;
+    let variance = lane_sum([row], |[x]| (x - mean) * (x - mean)) / n;
+    (mean, T::one() / (variance + eps).square_root())
+}
+
+dispatch! {
+    fn forward<T: Float, I: Isa>(x: &[T], weight: &[T], bias: &[T], eps: T, out: &mut [MaybeUninit<T>]) {
+        let d = weight.len();
+        let bias = &bias[..d];
+        for (row, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
+            let (mean, scale) = moments::<T, I>(row, eps);
+            for i in 0..d {
+                out[i].write(I::mul_add((row[i] - mean) * scale, weight[i], bias[i]));
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// With x̂ the normalised row and h = grad·weight: dx = (h − mean(h) − x̂·mean(h·x̂)) / √(variance + eps).
+    /// `sums` holds the weight's gradient and, after it, the bias'.
+    fn backward_rows<T: Float, I: Isa>(
+        x: &[T],
+        weight: &[T],
+        grad: &[T],
+        eps: T,
+        dx: &mut [MaybeUninit<T>],
+        sums: &mut [T],
+    ) {
+        let d = weight.len();
+        let n = T::of(d as f64);
+        let (dweight, dbias) = sums.split_at_mut(d);
+        let dbias = &mut dbias[..d];
+        for ((row, g), dx) in x.chunks_exact(d).zip(grad.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
+            let (mean, scale) = moments::<T, I>(row, eps);
+            let mean_h = lane_sum([g, weight], |[g, w]| g * w) / n;
+            let mean_hx = lane_sum([g, weight, row], |[g, w, x]| g * w * ((x - mean) * scale)) / n;
+            for i in 0..d {
+                let normal = (row[i] - mean) * scale;
+                dweight[i] = I::mul_add(g[i], normal, dweight[i]);
+                dbias[i] += g[i];
+                dx[i].write((g[i] * weight[i] - mean_h - normal * mean_hx) * scale);
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Adam against its definition, and the norm.
+
+mod common;
+
+use candle_core::{DType, Device, Result, Tensor};
+use common::{numbers, tensor, values};
+use taskvec_kernels::{Adam, sum_of_squares};
+
+/// torch.optim.Adam, written out for one element: (parameter, m, v).
+fn definition(adam: Adam, (p, m, v): (f64, f64, f64), g: f64, learning_rate: f64, t: i32) -> (f64, f64, f64) {
+    let m = adam.beta1 * m + (1.0 - adam.beta1) * g;
+    let v = adam.beta2 * v + (1.0 - adam.beta2) * g * g;
+    let step_size = learning_rate / (1.0 - adam.beta1.powi(t));
+    let denominator = v.sqrt() / (1.0 - adam.beta2.powi(t)).sqrt() + adam.epsilon;
+    (p - step_size * m / denominator, m, v)
+}
+
+#[test]
+fn adam_is_its_definition() -> Result<()> {
+    let adam = Adam { beta1: 0.9, beta2: 0.9999, epsilon: 1e-8 };
+    for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::F64, 1e-13)] {
+        for n in [1, 17, 40_000] {
+            let param = tensor(1, &[n], dtype)?;
+            let (m, v) = (param.zeros_like()?, param.zeros_like()?);
+            let mut want: Vec<_> = values(&param)?.into_iter().map(|p| (p, 0.0, 0.0)).collect();
+            for t in 1..=5 {
+                let grad = tensor(10 + t, &[n], dtype)?;
+                adam.update(&param, &grad, &m, &v, 1e-2, t, 0.25)?;
+                for (want, g) in want.iter_mut().zip(values(&grad)?) {
+                    *want = definition(adam, *want, g * 0.25, 1e-2, t as i32);
+                }
+            }
+            for (i, (p, w)) in values(&param)?.into_iter().zip(&want).enumerate() {
+                assert!((p - w.0).abs() < tolerance, "{dtype:?}, element {i} of {n}: {p}, not {}", w.0);
+            }
+            for (i, (v, w)) in values(&v)?.into_iter().zip(&want).enumerate() {
+                assert!((v - w.2).abs() <= 1e-6 * w.2, "{dtype:?}, second moment {i} of {n}: {v}, not {}", w.2);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn adam_writes_only_through_the_view_it_is_given() -> Result<()> {
+    let adam = Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    let all = tensor(1, &[3, 4], DType::F32)?;
+    let before = values(&all)?;
+    let row = all.narrow(0, 1, 1)?;
+    let grad = tensor(2, &[4, 1], DType::F32)?.t()?;
+    adam.update(&row, &grad, &row.zeros_like()?, &row.zeros_like()?, 0.1, 1, 1.0)?;
+    let after = values(&all)?;
+    assert_eq!((&before[..4], &before[8..]), (&after[..4], &after[8..]));
+    for (i, g) in values(&grad)?.iter().enumerate() {
+        assert!((before[4 + i] - after[4 + i] - 0.1 * g.signum()).abs() < 1e-6, "the first step is the learning rate");
+    }
+    Ok(())
+}
+
+#[test]
+fn adam_refuses_what_does_not_fit() -> Result<()> {
+    let adam = Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    let [a, b, wide] = [tensor(1, &[3], DType::F32)?, tensor(2, &[4], DType::F32)?, tensor(3, &[3], DType::F64)?];
+    assert!(adam.update(&a, &b, &a.zeros_like()?, &a.zeros_like()?, 0.1, 1, 1.0).is_err());
+    assert!(adam.update(&a, &wide, &a.zeros_like()?, &a.zeros_like()?, 0.1, 1, 1.0).is_err());
+    assert!(adam.update(&a, &a.copy()?, &a.zeros_like()?, &a.zeros_like()?, 0.1, 0, 1.0).is_err());
+    Ok(())
+}
+
+#[test]
+fn the_norm_is_exact_and_keeps_nan() -> Result<()> {
+    for n in [0, 1, 15, 100_000] {
+        let want: f64 = numbers(5, n).iter().map(|x| f64::from(*x as f32).powi(2)).sum();
+        let got = sum_of_squares(&tensor(5, &[n], DType::F32)?)?;
+        assert!((got - want).abs() <= 1e-12 * want, "{n}: {got}, not {want}");
+    }
+    let strided = Tensor::new(&[[1f64, 2.0], [3.0, 4.0]], &Device::Cpu)?.narrow(1, 1, 1)?;
+    assert_eq!(sum_of_squares(&strided)?, 20.0);
+    assert!(sum_of_squares(&Tensor::new(&[1f32, f32::NAN], &Device::Cpu)?)?.is_nan());
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! Steps per second of training, for the quickstart's model and the paper's: `train_speed THREADS [SECONDS [NAME]]`.
+//!
+//! benches/pytorch_train.py measures the same configurations in PyTorch; `make bench` prints both.
+
+mod common;
+
+use common::{Configuration, PAPER, QUICKSTART};
+use std::time::Instant;
+use taskvec_science::{ScienceError, train::Trainer};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> Result<(), Failure> {
+    taskvec_kernels::process::prepare();
+    let mut args = std::env::args().skip(1);
+    let usage = "usage: train_speed THREADS [SECONDS [quickstart|paper]]";
+    let threads: usize = args.next().ok_or(usage)?.parse()?;
+    let seconds: f64 = args.next().map_or(Ok(10.0), |s| s.parse())?;
+    let only = args.next();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    for (name, texts) in [("quickstart", QUICKSTART), ("paper", PAPER)] {
+        if only.as_ref().is_none_or(|o| o == name) {
+            let rate = pool.install(|| measure(texts, seconds))?;
+            println!("{name:10} {threads} threads  taskvec {rate:8.2} steps/s");
+        }
+    }
+    Ok(())
+}
+
+/// Steps per second over at least `seconds`, after a warm-up of a tenth of that.
+fn measure(texts: [&str; 3], seconds: f64) -> Result<f64, Failure> {
+    let configuration = Configuration::parse(texts)?;
+    let mut trainer = Trainer::fresh(&configuration.whole_run(0))?;
+    let mut run = |seconds: f64| -> Result<f64, ScienceError> {
+        let (start, mut steps) = (Instant::now(), 0);
+        while start.elapsed().as_secs_f64() < seconds {
+            trainer.advance()?;
+            steps += 1;
+        }
+        Ok(f64::from(steps) / start.elapsed().as_secs_f64())
+    };
+    run(seconds / 10.0)?;
+    Ok(run(seconds)?)
+}

@@ -1,0 +1,59 @@
+//! What is measured on a checkpoint ([`icl`], [`td`]), and on the data alone ([`baselines`], with the ideal observer).
+//!
+//! Numbers do not depend on the number of threads: work is split by sequence, point or layer and put together in order.
+
+pub mod baselines;
+pub mod decode;
+pub mod estimators;
+pub mod icl;
+pub mod knn;
+mod linalg;
+pub mod stats;
+pub mod td;
+
+use crate::{
+    Control, ScienceError, Sink,
+    data::{Bases, Sequences, generate},
+    rng::{Purpose, Stream},
+};
+use std::{ops::Range, time::Instant};
+use taskvec_model::{job::Progress, spec::SparseLinear};
+
+/// Sequences that go through a model, or a set of estimators, together. Between two batches a job can be stopped.
+const BATCH: usize = 100;
+
+/// Held-out sequences, drawn from the mixture: the same for the baselines and every checkpoint of a run.
+fn held_out(seed: u64, data: &SparseLinear, indices: Range<u64>) -> Sequences {
+    generate(data, Stream { seed, purpose: Purpose::Evaluate, step: 0 }, indices, Bases::Drawn)
+}
+
+/// Sequences for task decodability, the bases in turn: the same for every checkpoint of a run, and for the ideal observer.
+fn decoded(seed: u64, data: &SparseLinear, indices: Range<u64>) -> Sequences {
+    generate(data, Stream { seed, purpose: Purpose::Td, step: 0 }, indices, Bases::InTurn)
+}
+
+/// Applies `part` to `total` items, [`BATCH`] at a time, reporting to the sink after each batch.
+///
+/// # Errors
+/// Those of `part`, and [`ScienceError::Stopped`] when the sink asks for it.
+fn in_batches(
+    total: u64,
+    sink: &mut dyn Sink,
+    mut part: impl FnMut(Range<u64>) -> Result<(), ScienceError>,
+) -> Result<(), ScienceError> {
+    let start = Instant::now();
+    for from in (0..total).step_by(BATCH) {
+        let done = (from + BATCH as u64).min(total);
+        part(from..done)?;
+        let per_second = done as f64 / start.elapsed().as_secs_f64().max(1e-9);
+        if sink.progress(Progress { done, total, per_second, loss: None }) == Control::Stop && done < total {
+            return Err(ScienceError::Stopped);
+        }
+    }
+    Ok(())
+}
+
+/// f32 as f64, without loss.
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}

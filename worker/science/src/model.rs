@@ -1,0 +1,204 @@
+//! The transformer of the paper: GPT-2 blocks between a linear read-in and a linear read-out (Garg et al. 2022).
+//!
+//! Tokens (B, 2K, C) → read-in + learned positions → L pre-LN blocks → final norm → read-out: one prediction of y per x,
+//! (B, K). Parameters are named and laid out as in HuggingFace's `GPT2Model` (`Conv1D` weights are (in, out)), and
+//! `read_in` and `read_out` as in PyTorch's `nn.Linear` (weights are (out, in)).
+
+mod init;
+
+use crate::hook::{BlockPoint, Hook, HookPoint, visit};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use taskvec_kernels::{causal_attention, layer_norm, linear, linear_gelu, linear_residual};
+use taskvec_model::spec::{DataSpec, ModelSpec};
+
+const LAYER_NORM_EPSILON: f64 = 1e-5;
+
+/// Sizes of a model: they fix the names and shapes of its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// At least 1.
+    pub layers: usize,
+    pub width: usize,
+    pub heads: usize,
+    /// Tokens of a sequence, 2K.
+    pub positions: usize,
+    /// Channels of a token, C.
+    pub channels: usize,
+}
+
+impl Sizes {
+    pub fn new(model: &ModelSpec, data: &DataSpec) -> Self {
+        let DataSpec::SparseLinear(data) = data;
+        Self {
+            layers: model.layers as usize,
+            width: model.width as usize,
+            heads: model.heads as usize,
+            positions: 2 * data.examples as usize,
+            channels: data.channels() as usize,
+        }
+    }
+}
+
+/// Weight and bias of a linear map or a norm.
+struct Affine {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+struct Block {
+    ln_1: Affine,
+    c_attn: Affine,
+    attn_proj: Affine,
+    ln_2: Affine,
+    c_fc: Affine,
+    mlp_proj: Affine,
+}
+
+pub struct Transformer {
+    sizes: Sizes,
+    read_in: Affine,
+    positions: Tensor,
+    blocks: Vec<Block>,
+    ln_f: Affine,
+    read_out: Affine,
+    parameters: Vec<(String, Tensor)>,
+}
+
+impl Transformer {
+    /// A fresh model in f32, by `model.init` and `seed` (see [`taskvec_model::spec::InitSpec`]).
+    pub fn init(model: &ModelSpec, data: &DataSpec, seed: u64, device: &Device) -> Result<Self> {
+        let sizes = Sizes::new(model, data);
+        Self::build(sizes, |name, shape| init::parameter(&model.init, sizes, seed, name, shape, device))
+    }
+
+    /// A model whose parameters `get(name, shape)` provides, asked for in the order of the forward pass.
+    pub fn build<E>(
+        sizes: Sizes,
+        mut get: impl FnMut(&str, &[usize]) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        let mut parameters = Vec::new();
+        let mut tensor = |name: String, shape: &[usize]| {
+            let tensor = get(&name, shape)?;
+            parameters.push((name, tensor.clone()));
+            Ok(tensor)
+        };
+        let mut affine = |name: &str, weight: &[usize], outputs: usize| {
+            let weight = tensor(format!("{name}.weight"), weight)?;
+            Ok(Affine { weight, bias: tensor(format!("{name}.bias"), &[outputs])? })
+        };
+        let (d, channels) = (sizes.width, sizes.channels);
+        let read_in = affine("read_in", &[d, channels], d)?;
+        let block = |i: usize| {
+            Ok(Block {
+                ln_1: affine(&format!("h.{i}.ln_1"), &[d], d)?,
+                c_attn: affine(&format!("h.{i}.attn.c_attn"), &[d, 3 * d], 3 * d)?,
+                attn_proj: affine(&format!("h.{i}.attn.c_proj"), &[d, d], d)?,
+                ln_2: affine(&format!("h.{i}.ln_2"), &[d], d)?,
+                c_fc: affine(&format!("h.{i}.mlp.c_fc"), &[d, 4 * d], 4 * d)?,
+                mlp_proj: affine(&format!("h.{i}.mlp.c_proj"), &[4 * d, d], d)?,
+            })
+        };
+        let blocks = (0..sizes.layers).map(block).collect::<std::result::Result<_, E>>()?;
+        let ln_f = affine("ln_f", &[d], d)?;
+        let read_out = affine("read_out", &[1, d], 1)?;
+        let positions = tensor("wpe.weight".to_owned(), &[sizes.positions, d])?;
+        Ok(Self { sizes, read_in, positions, blocks, ln_f, read_out, parameters })
+    }
+
+    /// The same model with every parameter passed through `change`.
+    pub fn map(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let mut next = self.parameters.iter();
+        Self::build(self.sizes, |_, _| {
+            let (_, tensor) = next.next().expect("build asks for the same parameters in the same order");
+            change(tensor)
+        })
+    }
+
+    /// The same model with parameters of its own that gradients flow to.
+    pub fn trainable(&self) -> Result<Self> {
+        self.map(|t| Ok(Var::from_tensor(t)?.into_inner()))
+    }
+
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        self.map(|t| t.to_dtype(dtype))
+    }
+
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// All parameters with their names, in a fixed order.
+    pub fn parameters(&self) -> &[(String, Tensor)] {
+        &self.parameters
+    }
+
+    /// Predictions of y at the x positions, (B, K), for tokens (B, 2K, C) of the model's dtype.
+    ///
+    /// A hook sees, and may replace, the activation at every [`HookPoint`]. Without one, the forward pass does less: each
+    /// block adds the outputs of attention and MLP to the residual stream as it computes them, and the last block leaves
+    /// out what only y positions would get. Predictions with and without a hook agree to rounding.
+    pub fn forward(&self, tokens: &Tensor, mut hook: Option<&mut Hook<'_>>) -> Result<Tensor> {
+        let embedded = linear(tokens, &self.read_in.weight.t()?.contiguous()?, &self.read_in.bias)?;
+        let mut x = visit(&mut hook, HookPoint::Embed, embedded.broadcast_add(&self.positions)?)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = match &mut hook {
+                Some(hook) => block.forward_hooked(&x, self.sizes.heads, i, hook)?,
+                None if i + 1 < self.blocks.len() => block.forward(&x, self.sizes.heads)?,
+                None => block.forward_at_x(&x, self.sizes.heads)?,
+            };
+        }
+        self.predict(&if hook.is_some() { at_x(&x)? } else { x })
+    }
+
+    /// Final norm and read-out of the residual stream at the x positions, (B, K, d).
+    fn predict(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, k, _) = x.dims3()?;
+        let normed = norm(x, &self.ln_f)?;
+        linear(&normed, &self.read_out.weight.t()?.contiguous()?, &self.read_out.bias)?.reshape((b, k))
+    }
+}
+
+/// The x positions, which are the even ones: (B, 2K, d) → (B, K, d).
+fn at_x(x: &Tensor) -> Result<Tensor> {
+    let (b, t, d) = x.dims3()?;
+    x.reshape((b, t / 2, 2 * d))?.narrow(2, 0, d)?.contiguous()
+}
+
+fn norm(x: &Tensor, affine: &Affine) -> Result<Tensor> {
+    layer_norm(x, &affine.weight, &affine.bias, LAYER_NORM_EPSILON)
+}
+
+impl Block {
+    fn attention(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        causal_attention(&linear(&norm(x, &self.ln_1)?, &self.c_attn.weight, &self.c_attn.bias)?, heads)
+    }
+
+    fn mlp(&self, x: &Tensor) -> Result<Tensor> {
+        linear_gelu(&norm(x, &self.ln_2)?, &self.c_fc.weight, &self.c_fc.bias)
+    }
+
+    fn forward(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        self.after_attention(&self.attention(x, heads)?, x)
+    }
+
+    /// The block's output at the x positions alone, (B, K, d).
+    fn forward_at_x(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        self.after_attention(&at_x(&self.attention(x, heads)?)?, &at_x(x)?)
+    }
+
+    fn after_attention(&self, attended: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let x = linear_residual(attended, &self.attn_proj.weight, &self.attn_proj.bias, x)?;
+        linear_residual(&self.mlp(&x)?, &self.mlp_proj.weight, &self.mlp_proj.bias, &x)
+    }
+
+    fn forward_hooked(&self, x: &Tensor, heads: usize, block: usize, hook: &mut Hook<'_>) -> Result<Tensor> {
+        let mut hook = Some(hook);
+        let mut visit = |point, x| visit(&mut hook, HookPoint::Block(block, point), x);
+        let x = visit(BlockPoint::ResidPre, x.clone())?;
+        let added = linear(&self.attention(&x, heads)?, &self.attn_proj.weight, &self.attn_proj.bias)?;
+        let added = visit(BlockPoint::AttnOut, added)?;
+        let x = visit(BlockPoint::ResidMid, (x + added)?)?;
+        let added = visit(BlockPoint::MlpOut, linear(&self.mlp(&x)?, &self.mlp_proj.weight, &self.mlp_proj.bias)?)?;
+        visit(BlockPoint::ResidPost, (x + added)?)
+    }
+}

@@ -1,0 +1,201 @@
+//! Training, one segment at a time: from the state after step `from` to the state after step `to`.
+//!
+//! Deterministic: the batch of a step is a function of (seed, step), the state between two steps is exactly what a resume
+//! checkpoint holds, and no result depends on the number of threads. So segments may be cut, stopped, handed over and
+//! repeated at will, and end in the same bytes.
+
+use crate::{
+    Control, Executed, ScienceError, Sink,
+    checkpoint::{self, Identity},
+    data::{self, Bases, Sequences},
+    model::Transformer,
+    optim::Optimizer,
+    rng::{Purpose as Numbers, Stream},
+};
+use candle_core::Device;
+use std::{path::Path, time::Instant};
+use taskvec_kernels::mse_at;
+use taskvec_model::{
+    job::{CheckpointRef, Progress, Purpose},
+    metric::{Metrics, TrainLoss},
+    spec::{CheckpointSpec, DataSpec, ModelSpec, TrainSpec},
+};
+
+/// Training has diverged when the loss is this many times the one of predicting 0: Adam can then wander at finite values
+/// for ever. No sensible initialisation starts there, and a comparison within the batch needs no memory of earlier steps.
+const EXPLODED: f64 = 1e6;
+
+/// A segment `(from, to]` of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'a> {
+    pub seed: u64,
+    pub model: &'a ModelSpec,
+    pub data: &'a DataSpec,
+    pub train: &'a TrainSpec,
+    pub checkpoints: &'a CheckpointSpec,
+    pub from: u64,
+    pub to: u64,
+}
+
+/// Trains a segment on the CPU. `resume` is the state at a step in [from, to); none starts from initialisation.
+///
+/// Through the sink go: weights at the analysis steps that are reached (step 0 before the first update), the resume
+/// state at `to`, training losses, and progress after every step.
+///
+/// # Errors
+/// [`ScienceError::Diverged`] when the loss explodes, or it or the gradient stops being finite,
+/// [`ScienceError::BadCheckpoint`] where `resume` is not a state of this run within the segment, and whatever the sink
+/// returns.
+pub fn train_segment(
+    segment: &Segment<'_>,
+    resume: Option<&Path>,
+    sink: &mut dyn Sink,
+) -> Result<Executed, ScienceError> {
+    let mut trainer = match resume {
+        Some(path) => Trainer::resume(segment, path)?,
+        None if segment.from == 0 => Trainer::fresh(segment)?,
+        None => return Err(ScienceError::MissingInput(Purpose::Resume)),
+    };
+    let analysed = segment.checkpoints.analysis_steps(segment.train.steps);
+    if resume.is_none() {
+        trainer.save(Purpose::Weights, sink)?;
+    }
+    let mut clock = Clock::start(trainer.step);
+    while trainer.step < segment.to {
+        let loss = trainer.advance()?;
+        let step = trainer.step;
+        if segment.logs(step) {
+            let sequences_per_second = clock.since_last_row(step) * f64::from(segment.train.batch);
+            let learning_rate = segment.train.learning_rate(step);
+            sink.train_loss(TrainLoss { step, loss, learning_rate, sequences_per_second });
+        }
+        if analysed.binary_search(&step).is_ok() {
+            trainer.save(Purpose::Weights, sink)?;
+        }
+        let per_second = clock.since_start(step);
+        let progress = Progress { done: step, total: segment.train.steps, per_second, loss: Some(loss) };
+        if sink.progress(progress) == Control::Stop && step < segment.to {
+            return Ok(Executed::Stopped { at: trainer.save(Purpose::Resume, sink)? });
+        }
+    }
+    trainer.save(Purpose::Resume, sink)?;
+    Ok(Executed::Finished(Metrics::default()))
+}
+
+impl Segment<'_> {
+    fn logs(&self, step: u64) -> bool {
+        step == 1 || step == self.train.steps || step.is_multiple_of(self.train.log_every.max(1))
+    }
+
+    fn identity(&self) -> Identity {
+        Identity { seed: self.seed, model: self.model.clone(), data: self.data.clone() }
+    }
+}
+
+/// The state of training between two steps.
+pub struct Trainer<'a> {
+    segment: Segment<'a>,
+    network: Transformer,
+    optimizer: Optimizer,
+    /// Updates made.
+    step: u64,
+    last_loss: Option<f64>,
+}
+
+impl<'a> Trainer<'a> {
+    /// Before the first step.
+    pub fn fresh(segment: &Segment<'a>) -> Result<Self, ScienceError> {
+        let network = Transformer::init(segment.model, segment.data, segment.seed, &Device::Cpu)?.trainable()?;
+        let optimizer = Optimizer::new(segment.train, network.parameters())?;
+        Ok(Self { segment: *segment, network, optimizer, step: 0, last_loss: None })
+    }
+
+    /// From a resume checkpoint at a step in [from, to).
+    fn resume(segment: &Segment<'a>, path: &Path) -> Result<Self, ScienceError> {
+        let saved = checkpoint::read_of(path, &segment.identity(), Purpose::Resume, &Device::Cpu)?;
+        let step = saved.header.step;
+        if !(segment.from..segment.to).contains(&step) {
+            let reason = format!("is at step {step}, outside the segment {} to {}", segment.from, segment.to);
+            return Err(ScienceError::BadCheckpoint { path: path.to_owned(), reason });
+        }
+        let network = saved.network.trainable()?;
+        let optimizer = Optimizer::with_moments(segment.train, saved.moments);
+        Ok(Self { segment: *segment, network, optimizer, step, last_loss: None })
+    }
+
+    pub fn network(&self) -> &Transformer {
+        &self.network
+    }
+
+    /// Makes one update and returns the loss of its batch before it.
+    pub fn advance(&mut self) -> Result<f64, ScienceError> {
+        let step = self.step + 1;
+        let batch = self.batch(step);
+        let (tokens, targets) = (batch.tokens(&Device::Cpu)?, batch.targets(&Device::Cpu)?);
+        let loss = mse_at(&self.network.forward(&tokens, None)?, &targets)?;
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        let diverged = |what| ScienceError::Diverged { step, what, last_loss: self.last_loss };
+        if let Some(what) = divergence(value, &batch) {
+            return Err(diverged(what));
+        }
+        let gradients = loss.backward()?;
+        let rate = self.segment.train.learning_rate(step);
+        let norm = self.optimizer.update(self.network.parameters(), &gradients, rate, step)?;
+        if !norm.is_finite() {
+            return Err(diverged("gradient is not finite"));
+        }
+        self.step = step;
+        self.last_loss = Some(value);
+        Ok(value)
+    }
+
+    fn batch(&self, step: u64) -> Sequences {
+        let DataSpec::SparseLinear(data) = self.segment.data;
+        let stream = Stream { seed: self.segment.seed, purpose: Numbers::Train, step };
+        data::generate(data, stream, 0..u64::from(self.segment.train.batch), Bases::Drawn)
+    }
+
+    fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError> {
+        let moments = match purpose {
+            Purpose::Weights => None,
+            Purpose::Resume => Some(self.optimizer.moments()),
+        };
+        let run = self.segment.identity();
+        sink.checkpoint(self.step, purpose, &mut |out| checkpoint::write(out, &run, self.step, &self.network, moments))
+    }
+}
+
+/// What in the loss of a batch shows that training has diverged, if anything does.
+fn divergence(loss: f64, batch: &Sequences) -> Option<&'static str> {
+    if !loss.is_finite() {
+        return Some("loss is not finite");
+    }
+    let zero = batch.y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / batch.y.len() as f64;
+    (loss > EXPLODED * zero).then_some("loss is over a million times that of predicting 0")
+}
+
+/// Steps per second. Times are shown, never part of a result.
+struct Clock {
+    start: (Instant, u64),
+    last_row: (Instant, u64),
+}
+
+impl Clock {
+    fn start(step: u64) -> Self {
+        let now = (Instant::now(), step);
+        Self { start: now, last_row: now }
+    }
+
+    fn since_start(&self, step: u64) -> f64 {
+        rate(self.start, Instant::now(), step)
+    }
+
+    fn since_last_row(&mut self, step: u64) -> f64 {
+        let now = Instant::now();
+        rate(std::mem::replace(&mut self.last_row, (now, step)), now, step)
+    }
+}
+
+fn rate((then, from): (Instant, u64), now: Instant, to: u64) -> f64 {
+    (to - from) as f64 / now.duration_since(then).as_secs_f64().max(1e-9)
+}
