@@ -115,9 +115,13 @@ async fn download(blobs: &mut Blobs, digest: &[u8], to: &Path, expected: &[u8]) 
 fn copy(data: &Path, dir: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let rows = dir.join("rows");
     write_copy_file(&rows, bytes)?;
-    let psql = |sql: String| run(Command::new("psql").arg(owner_url(data)?).args(["-q", "-v", "ON_ERROR_STOP=1", "-c", &sql]));
-    psql("CREATE TABLE bench_chunks (hash bytea PRIMARY KEY, data bytea); \
-          ALTER TABLE bench_chunks ALTER data SET STORAGE EXTERNAL".to_owned())?;
+    let psql =
+        |sql: String| run(Command::new("psql").arg(owner_url(data)?).args(["-q", "-v", "ON_ERROR_STOP=1", "-c", &sql]));
+    psql(
+        "CREATE TABLE bench_chunks (hash bytea PRIMARY KEY, data bytea); \
+          ALTER TABLE bench_chunks ALTER data SET STORAGE EXTERNAL"
+            .to_owned(),
+    )?;
     let start = Instant::now();
     psql(format!("\\copy bench_chunks FROM '{}' (FORMAT binary)", rows.display()))?;
     report("bare COPY in", start, bytes.len());
@@ -146,7 +150,7 @@ fn owner_url(data: &Path) -> Result<String, Failure> {
     let password = fs::read_to_string(data.join("postgres-password"))?;
     let postmaster = fs::read_to_string(data.join("postgres/postmaster.pid"))?;
     let port = postmaster.lines().nth(3).ok_or("no port in postmaster.pid")?;
-    Ok(format!("postgresql://taskvec:{}@127.0.0.1:{port}/taskvec", password.trim()))
+    Ok(format!("postgresql://taskvec_owner:{}@127.0.0.1:{port}/taskvec", password.trim()))
 }
 
 struct Stack {

@@ -6,7 +6,7 @@ threads=${THREADS:-$(nproc)}
 cargo build --release --locked --quiet -p taskvec-science --example train_speed
 venv=${TASKVEC_BENCH_VENV:-target/bench-venv}
 if [ ! -x "$venv/bin/python" ]; then
-    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet 'torch==2.9.*' numpy ||
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet 'torch==2.15.*' numpy ||
         echo "PyTorch could not be installed into $venv: its rows are missing below"
 fi
 for n in $(printf '1\n%s\n' "$threads" | sort -nu); do

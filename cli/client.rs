@@ -78,13 +78,12 @@ impl Client {
     }
 
     pub async fn at(address: Address) -> Result<Self, CliError> {
-        let unreachable = |reason: String| CliError::Unreachable {
-            server: address.url.clone(),
-            reason,
-            remedy: START_ONE,
-        };
+        let unreachable =
+            |reason: String| CliError::Unreachable { server: address.url.clone(), reason, remedy: START_ONE };
         let mut endpoint = Endpoint::from_shared(address.url.clone())
-            .map_err(|_| CliError::Usage(format!("`{}` is not a server address like http://127.0.0.1:7420", address.url)))?
+            .map_err(|_| {
+                CliError::Usage(format!("`{}` is not a server address like http://127.0.0.1:7420", address.url))
+            })?
             .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true);
         if let Some(ca) = &address.tls_ca {

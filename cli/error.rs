@@ -1,6 +1,8 @@
 //! What can go wrong in a command, and the exit code it ends with.
 
 use std::path::{Path, PathBuf};
+use taskvec_agent::AgentError;
+use taskvec_server::ServerError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -15,9 +17,9 @@ pub enum CliError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
-    Server(#[from] taskvec_server::ServerError),
+    Server(#[from] ServerError),
     #[error(transparent)]
-    Worker(#[from] taskvec_agent::AgentError),
+    Worker(#[from] AgentError),
 }
 
 pub const START_ONE: &str = "  start one with `taskvec up` or `taskvec server start`, or name it with --server (TASKVEC_SERVER); \
@@ -27,9 +29,12 @@ impl CliError {
     /// 0 done, 1 failed work, 2 wrong usage or invalid sweep, 3 server unreachable.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Failed(_) | Self::Server(_) | Self::Worker(_) => 1,
-            Self::Usage(_) | Self::Io { .. } => 2,
-            Self::Unreachable { .. } => 3,
+            Self::Worker(AgentError::Unreachable { .. }) | Self::Unreachable { .. } => 3,
+            Self::Worker(AgentError::Io { .. } | AgentError::System(_) | AgentError::Bug(_)) | Self::Failed(_) => 1,
+            // What is left is a configuration that a worker or a server refuses before it does anything.
+            Self::Worker(_) | Self::Usage(_) | Self::Io { .. } => 2,
+            Self::Server(ServerError::Plaintext(_) | ServerError::NoToken | ServerError::Tls { .. }) => 2,
+            Self::Server(_) => 1,
         }
     }
 

@@ -12,12 +12,7 @@ pub mod sweep;
 pub mod up;
 pub mod worker;
 
-use crate::{
-    args::ListArgs,
-    client::Client,
-    error::CliError,
-    output,
-};
+use crate::{args::ListArgs, client::Client, error::CliError, output};
 use taskvec_wire::pb;
 
 /// Prints a named listing, narrowed by the common flags.

@@ -52,7 +52,9 @@ pub fn print_facts(facts: &[(&str, Value)], format: Format) -> io::Result<()> {
                 facts.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
             writeln!(io::stdout().lock(), "{}", Value::Object(object))
         }
-        Format::Quiet => facts.iter().take(1).try_for_each(|(_, v)| writeln!(io::stdout().lock(), "{}", table::cell(v))),
+        Format::Quiet => {
+            facts.iter().take(1).try_for_each(|(_, v)| writeln!(io::stdout().lock(), "{}", table::cell(v)))
+        }
         Format::Table => {
             let width = facts.iter().map(|(k, _)| k.len()).max().unwrap_or(0);
             let mut out = io::stdout().lock();

@@ -90,9 +90,8 @@ pub async fn collect(client: &Client, sweep: i64) -> Result<Findings, CliError> 
              WHERE position IS NULL OR position = last GROUP BY 1, 2, 3"
         ))
         .await?;
-    let bound = client
-        .sql(&format!("SELECT run_id, avg(value) FROM results.td_bound WHERE {of_sweep} GROUP BY 1"))
-        .await?;
+    let bound =
+        client.sql(&format!("SELECT run_id, avg(value) FROM results.td_bound WHERE {of_sweep} GROUP BY 1")).await?;
     let mut by_run: BTreeMap<i64, RunFindings> = runs.rows.iter().filter_map(|row| new_run(row)).collect();
     add_icl(&mut by_run, &icl);
     add_td(&mut by_run, &td);

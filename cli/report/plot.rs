@@ -34,7 +34,11 @@ pub fn emergence(found: &Findings) -> Result<String, Failure> {
 
 fn legend(area: &Area, name: &str) -> Result<(), Failure> {
     let text = |size: i32, color: &RGBColor| ("sans-serif", size).into_font().color(color);
-    area.draw(&Text::new(format!("{name}: task encoding and ICL performance through training"), (16, 12), text(17, &BLACK)))?;
+    area.draw(&Text::new(
+        format!("{name}: task encoding and ICL performance through training"),
+        (16, 12),
+        text(17, &BLACK),
+    ))?;
     let entries = [
         ("error over all positions (left)", ERROR, 0),
         ("TD of the best layer (right)", TD, 0),
@@ -56,18 +60,40 @@ fn legend(area: &Area, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Steps are spread logarithmically, with the untrained model at the left edge.
-fn x_of(step: i64) -> f64 {
-    (1.0 + step as f64).ln()
+/// How steps lie on the axis: as the checkpoints do, so that they are spread evenly.
+#[derive(Clone, Copy)]
+enum Axis {
+    Linear,
+    /// log(1 + step): the untrained model is at the left edge.
+    Log,
 }
 
-fn step_label(x: &f64) -> String {
-    let step = x.exp() - 1.0;
-    if step < 0.5 { "0".to_owned() } else { format!("{step:.0}") }
+impl Axis {
+    fn of(points: &[Point]) -> Self {
+        match points {
+            [_, first, .., last] if first.step * 20 < last.step => Self::Log,
+            _ => Self::Linear,
+        }
+    }
+
+    fn place(self, step: i64) -> f64 {
+        match self {
+            Self::Linear => step as f64,
+            Self::Log => (1.0 + step as f64).ln(),
+        }
+    }
+
+    fn label(self, at: f64) -> String {
+        match self {
+            Self::Linear => format!("{at:.0}"),
+            Self::Log => format!("{:.0}", at.exp() - 1.0),
+        }
+    }
 }
 
 fn draw(area: &Area, run: &RunFindings) -> Result<(), Failure> {
-    let last = run.points.last().map_or(1, |p| p.step).max(1);
+    let axis = Axis::of(&run.points);
+    let end = axis.place(run.points.last().map_or(1, |p| p.step).max(1));
     let errors = errors_shown(run);
     let low = errors.iter().copied().fold(f64::INFINITY, f64::min) * 0.8;
     let high = errors.iter().copied().fold(0.0, f64::max) * 1.25;
@@ -78,15 +104,15 @@ fn draw(area: &Area, run: &RunFindings) -> Result<(), Failure> {
         .x_label_area_size(30)
         .y_label_area_size(48)
         .right_y_label_area_size(40)
-        .build_cartesian_2d(0.0..x_of(last), (low..high).log_scale())?
-        .set_secondary_coord(0.0..x_of(last), 0.0..1.02);
+        .build_cartesian_2d(0.0..end, (low..high).log_scale())?
+        .set_secondary_coord(0.0..end, 0.0..1.02);
     chart
         .configure_mesh()
         .disable_mesh()
         .x_desc("training step")
         .y_desc("error")
         .x_labels(8)
-        .x_label_formatter(&step_label)
+        .x_label_formatter(&|x| axis.label(*x))
         .y_label_formatter(&|y| format!("{y:.2}"))
         .axis_style(GREY)
         .draw()?;
@@ -94,23 +120,23 @@ fn draw(area: &Area, run: &RunFindings) -> Result<(), Failure> {
 
     let dashes = |color: RGBColor| color.stroke_width(1);
     for bound in [run.bounds.ridge, run.bounds.mixture, run.bounds.oracle].into_iter().flatten() {
-        chart.draw_series(DashedLineSeries::new([(0.0, bound), (x_of(last), bound)], 5, 4, dashes(ERROR)))?;
+        chart.draw_series(DashedLineSeries::new([(0.0, bound), (end, bound)], 5, 4, dashes(ERROR)))?;
     }
     let chance = (run.latent_tasks > 0).then(|| 1.0 / run.latent_tasks as f64);
     for bound in [chance, run.bounds.td].into_iter().flatten() {
-        chart.draw_secondary_series(DashedLineSeries::new([(0.0, bound), (x_of(last), bound)], 2, 4, dashes(TD)))?;
+        chart.draw_secondary_series(DashedLineSeries::new([(0.0, bound), (end, bound)], 2, 4, dashes(TD)))?;
     }
-    let mse = curve(run, |p| p.mse);
+    let mse = curve(run, axis, |p| p.mse);
     chart.draw_series(LineSeries::new(mse.clone(), ERROR.stroke_width(2)))?;
     chart.draw_series(mse.into_iter().map(|at| Circle::new(at, 3, ERROR.filled())))?;
-    let td = curve(run, |p| p.td);
+    let td = curve(run, axis, |p| p.td);
     chart.draw_secondary_series(LineSeries::new(td.clone(), TD.stroke_width(2)))?;
     chart.draw_secondary_series(td.into_iter().map(|at| Circle::new(at, 3, TD.filled())))?;
     Ok(())
 }
 
-fn curve(run: &RunFindings, value: impl Fn(&Point) -> Option<f64>) -> Vec<(f64, f64)> {
-    run.points.iter().filter_map(|p| Some((x_of(p.step), value(p)?))).collect()
+fn curve(run: &RunFindings, axis: Axis, value: impl Fn(&Point) -> Option<f64>) -> Vec<(f64, f64)> {
+    run.points.iter().filter_map(|p| Some((axis.place(p.step), value(p)?))).collect()
 }
 
 fn errors_shown(run: &RunFindings) -> Vec<f64> {

@@ -16,7 +16,8 @@ pub fn summary(found: &Findings) -> String {
     if measured.is_empty() {
         return out + "\nNothing was measured.";
     }
-    out += "; means over latent tasks. Error: mean squared error of the prediction, over all positions and at the last.";
+    out +=
+        "; means over latent tasks. Error: mean squared error of the prediction, over all positions and at the last.";
     out += &format!("\n\n{}", crate::output::render(&table(&measured)));
     out += "\n\nridge, mixture, oracle: error over all positions of ridge regression, of the Bayes mixture over bases and of the \
             Bayes\nestimate that is told the basis. TD: leave-one-out kNN accuracy of the basis, best layer at the end. \
@@ -72,8 +73,12 @@ fn reading(run: &RunFindings) -> String {
     let below = end.mse.zip(run.bounds.ridge).map(|(mse, ridge)| mse < ridge);
     let verdict = match (end.td.map(|td| td >= ENCODED), below) {
         (Some(true), Some(true)) => "encodes the latent task, and uses it (error below ridge)",
-        (Some(true), Some(false)) => "encodes the latent task, but its error is not below ridge: no sign that it uses it",
-        (Some(false), Some(true)) => "error below ridge with TD under 0.85: uses the mixture without separating it at this site",
+        (Some(true), Some(false)) => {
+            "encodes the latent task, but its error is not below ridge: no sign that it uses it"
+        }
+        (Some(false), Some(true)) => {
+            "error below ridge with TD under 0.85: uses the mixture without separating it at this site"
+        }
         (Some(false), Some(false)) => "neither separates the latent tasks nor beats ridge (so far)",
         _ => "not enough was measured to judge",
     };

@@ -27,7 +27,10 @@ fn a_diverging_run_fails_alone_at_once() {
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     let failed = stack.sql("SELECT run_id, kind, error, attempts FROM results.jobs WHERE state = 'failed'");
     assert_eq!(failed.len(), 1, "{failed:?}");
-    assert_eq!((&failed[0]["run_id"], &failed[0]["kind"], &failed[0]["attempts"]), (&json!(2), &json!("train"), &json!(1)));
+    assert_eq!(
+        (&failed[0]["run_id"], &failed[0]["kind"], &failed[0]["attempts"]),
+        (&json!(2), &json!("train"), &json!(1))
+    );
     assert!(failed[0]["error"].as_str().expect("a reason").contains("diverged"), "{failed:?}");
     assert_eq!(stack.one("SELECT count(*) FROM results.jobs WHERE run_id = 1 AND state <> 'done'"), json!(0));
     let skipped = stack.sql("SELECT DISTINCT error FROM results.jobs WHERE state = 'skipped'");
@@ -44,7 +47,8 @@ fn a_damaged_checkpoint_fails_what_reads_it_and_nothing_else() {
     stack.submit(&file);
     stack.wait().ok();
 
-    let digest = stack.one("SELECT digest FROM results.checkpoints WHERE run_id = 1 AND step = 40 AND purpose = 'weights'");
+    let digest =
+        stack.one("SELECT digest FROM results.checkpoints WHERE run_id = 1 AND step = 40 AND purpose = 'weights'");
     let digest = digest.as_str().expect("a digest");
     let change = format!(
         "UPDATE taskvec.chunks SET data = overlay(data PLACING '\\x00ff00ff' FROM 100) \

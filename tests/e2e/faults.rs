@@ -19,7 +19,8 @@ fn undisturbed() -> Vec<Value> {
 /// Until the second segment is being trained, in its middle.
 fn wait_for_the_middle(stack: &Stack) {
     stack.wait_for("the second segment", |s| {
-        s.one("SELECT count(*) FROM results.jobs WHERE kind = 'train' AND step = 2000 AND state = 'running'") == json!(1)
+        s.one("SELECT count(*) FROM results.jobs WHERE kind = 'train' AND step = 2000 AND state = 'running'")
+            == json!(1)
     });
     sleep(Duration::from_millis(100));
 }
@@ -100,8 +101,7 @@ fn a_worker_that_slept_past_its_lease_is_refused() {
     let jobs: Value = serde_json::from_str(&log).expect("JSON");
     let segment = jobs.as_array().expect("rows").iter().find(|j| j["kind"] == "train" && j["step"] == 2000);
     let id = segment.expect("the segment")["job_id"].to_string();
-    let attempts: Value =
-        serde_json::from_str(&stack.client(&["job", "logs", &id, "-o", "json"]).ok()).expect("JSON");
+    let attempts: Value = serde_json::from_str(&stack.client(&["job", "logs", &id, "-o", "json"]).ok()).expect("JSON");
     let states: Vec<&Value> = attempts.as_array().expect("rows").iter().map(|a| &a["state"]).collect();
     assert_eq!(states, [&json!("expired"), &json!("succeeded")]);
     assert_eq!(weights(&stack), undisturbed());

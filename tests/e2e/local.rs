@@ -19,7 +19,7 @@ fn a_sweep_runs_from_nothing_and_the_second_time_computes_nothing() {
     let data = dir.path().join("data");
     let first = local(&data, &sweep_file("tiny.yaml"));
     let report = first.ok();
-    for expected in ["TD", "ridge", "oracle", "emergence.svg", "taskvec sql"] {
+    for expected in ["TD", "ridge", "oracle", "emergence.svg", "sql --url"] {
         assert!(report.contains(expected), "`{expected}` is not in:\n{report}");
     }
     assert!(!data.join("server.json").exists(), "the server said goodbye");

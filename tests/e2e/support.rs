@@ -46,11 +46,18 @@ impl Ran {
 
 /// The program, with nothing of the caller's environment that would change what it does.
 pub fn taskvec() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_taskvec"));
+    with_environment(Command::new(env!("CARGO_BIN_EXE_taskvec")))
+}
+
+fn with_environment(mut command: Command) -> Command {
     for name in ["TASKVEC_SERVER", "TASKVEC_TOKEN", "TASKVEC_DATA", "TASKVEC_TLS_CA", "DATABASE_URL", "RUST_LOG"] {
         command.env_remove(name);
     }
-    command.env("XDG_CONFIG_HOME", "/nonexistent").env("COLUMNS", "200").env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+    command
+        .env("XDG_CONFIG_HOME", "/nonexistent")
+        .env("COLUMNS", "200")
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null());
     command
 }
 
@@ -99,8 +106,11 @@ impl Stack {
         let mut command = taskvec();
         command.args(["server", "start", "--data"]).arg(self.data());
         command.args(["--listen", &format!("127.0.0.1:{}", self.port), "--lease", &LEASE_SECONDS.to_string()]);
-        self.server = Some(command.stdout(Stdio::null()).stderr(self.log("server")).spawn().expect("the server starts"));
-        self.wait_for("the server", |s| s.client(&["sweep", "list"]).code == 0);
+        self.server =
+            Some(command.stdout(Stdio::null()).stderr(self.log("server")).spawn().expect("the server starts"));
+        self.wait_for("the server", |s| {
+            s.data().join("server.json").exists() && s.client(&["sweep", "list"]).code == 0
+        });
     }
 
     /// Index of the worker, for the calls below.
@@ -117,9 +127,12 @@ impl Stack {
 
     /// A client command against this stack.
     pub fn client(&self, args: &[&str]) -> Ran {
+        // A client that never ends (nothing makes progress) would hang the test.
+        let mut command = Command::new("timeout");
+        command.arg(PATIENCE.as_secs().to_string()).arg(env!("CARGO_BIN_EXE_taskvec"));
+        let mut command = with_environment(command);
         let token = fs::read_to_string(self.data().join("token")).unwrap_or_default();
         let server = format!("http://127.0.0.1:{}", self.port);
-        let mut command = taskvec();
         command.args(args).env("TASKVEC_SERVER", server).env("TASKVEC_TOKEN", token.trim());
         command.output().expect("the client runs").into()
     }
@@ -162,6 +175,8 @@ impl Stack {
 
     pub fn kill_server(&mut self) {
         kill_hard(self.server.take());
+        // What a killed server leaves behind must not be taken for the next one's.
+        fs::remove_file(self.data().join("server.json")).expect("the killed server had announced itself");
     }
 
     pub fn kill_worker(&mut self, index: usize) {
@@ -191,7 +206,7 @@ impl Stack {
         // The fourth line of the postmaster's file is its port.
         let file = fs::read_to_string(self.cluster().join("postmaster.pid")).expect("a running database");
         let port = file.lines().nth(3).expect("a port");
-        format!("postgresql://taskvec:{}@127.0.0.1:{port}/taskvec", password.trim())
+        format!("postgresql://taskvec_owner:{}@127.0.0.1:{port}/taskvec", password.trim())
     }
 
     /// The folder of the database cluster, which may lie outside the data folder when that one is private.

@@ -4,6 +4,7 @@
 //! they answer at once, so what is measured is the server's and PostgreSQL's time. `TASKVEC_BENCH_JOBS` changes the
 //! number of jobs (10 000).
 
+#[allow(clippy::unwrap_used, reason = "the stack of the tests")]
 #[path = "../tests/server/common/mod.rs"]
 mod common;
 

@@ -37,7 +37,7 @@ async fn main() {
     let runs = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(1000);
     // Durable, unlike the tests.
     let cluster = postgres::start("-c max_wal_size=4GB -c shared_buffers=512MB");
-    let url = postgres::url(&cluster, "postgres");
+    let url = cluster.url("postgres");
     let store = Store::connect(&url, 2).await.expect("connects");
     store.migrate().await.expect("migrates");
     fill(&store, runs).await;

@@ -32,6 +32,16 @@ impl Store {
         Ok(Self { chunks: Arc::new(PgChunks::new(pool.clone())), pool })
     }
 
+    /// Keeps the bytes of checkpoints elsewhere than in tables of this database. What is stored stays where it is.
+    pub fn with_chunks(self, chunks: Arc<dyn ChunkStore>) -> Self {
+        Self { chunks, ..self }
+    }
+
+    /// Where the bytes of checkpoints lie.
+    pub fn chunks(&self) -> &dyn ChunkStore {
+        &*self.chunks
+    }
+
     /// Brings the schema up to date; migrations only go forward.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let (number, found): (i32, String) =

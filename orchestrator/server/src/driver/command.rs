@@ -70,7 +70,7 @@ pub(crate) enum News {
     Ended {
         attempt: AttemptRef,
         how: Ended,
-        outcome: Outcome,
+        outcome: Box<Outcome>,
     },
     Draining,
     Leaving,

@@ -75,11 +75,6 @@ struct Lead {
     state: State,
 }
 
-enum Next {
-    Serve(Lead),
-    Stop,
-}
-
 impl Driver {
     /// Starts the driver and waits until it leads.
     ///
@@ -126,8 +121,8 @@ impl Driver {
             drop(lead);
             self.close_sessions("the server lost its database");
             match self.lead_again().await {
-                Next::Serve(again) => lead = again,
-                Next::Stop => break,
+                Some(again) => lead = again,
+                None => break,
             }
         }
         self.close_sessions("the server is shutting down");
@@ -153,15 +148,15 @@ impl Driver {
         Ok(Lead { leader, state })
     }
 
-    /// Tries until it leads. Whoever asks for something meanwhile is told to try again.
-    async fn lead_again(&mut self) -> Next {
+    /// Tries until it leads; none when told to stop. Whoever asks for something meanwhile is told to try again.
+    async fn lead_again(&mut self) -> Option<Lead> {
         let mut pause = Duration::from_millis(20);
         loop {
             match self.lead().await {
                 Ok(lead) => {
                     tracing::info!("the database is back");
                     self.live.changed();
-                    return Next::Serve(lead);
+                    return Some(lead);
                 }
                 Err(error) => tracing::warn!(%error, "cannot lead yet"),
             }
@@ -171,7 +166,7 @@ impl Driver {
                 tokio::select! {
                     () = sleep_until(until) => break,
                     command = self.commands.recv() => match command {
-                        Some(Command::Shutdown) | None => return Next::Stop,
+                        Some(Command::Shutdown) | None => return None,
                         // Dropping it answers it.
                         Some(_) => {}
                     },

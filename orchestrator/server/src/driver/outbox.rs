@@ -15,7 +15,7 @@ use taskvec_model::{
     state::AttemptState,
 };
 use taskvec_sched::{Message, Verdict};
-use taskvec_store::{Outcome, Store, StoreError};
+use taskvec_store::{Store, StoreError};
 use taskvec_wire::pb::{self, server_message::Message as Wire};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -148,7 +148,7 @@ impl Sender {
             Err(why) => {
                 let failure = Failure { retry: Retry::Never, reason: format!("cannot be started: {why}") };
                 let how = Ended::Failed(failure);
-                let news = News::Ended { attempt, how, outcome: Outcome::default() };
+                let news = News::Ended { attempt, how, outcome: Box::default() };
                 let (worker, session) = (self.worker, self.session);
                 // A driver that is gone takes the session with it.
                 let _ = self.driver.send(Command::Worker { worker, session, news }).await;

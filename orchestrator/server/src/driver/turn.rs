@@ -167,7 +167,9 @@ impl Driver {
                 self.live.changed();
                 Event::Heartbeat { worker, attempts: attempts.into_iter().map(|(attempt, _)| attempt).collect() }
             }
-            News::Ended { attempt, how, outcome } => return self.ended(lead, (worker, attempt), how, outcome, pending),
+            News::Ended { attempt, how, outcome } => {
+                return self.ended(lead, (worker, attempt), how, *outcome, pending);
+            }
             News::Draining => Event::WorkerDraining(worker),
             News::Leaving => {
                 self.sessions.remove(&worker);

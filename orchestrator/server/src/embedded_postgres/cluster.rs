@@ -31,6 +31,9 @@ pub(super) const DATABASE: &str = "taskvec";
 /// Clusters of data folders that an unprivileged account cannot enter.
 const ELSEWHERE: &str = "/var/lib/taskvec";
 
+/// A log that has grown beyond this is put aside at the next start.
+const LOG_BYTES: u64 = 16 << 20;
+
 /// A Unix socket's whole path must fit into 107 bytes.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -147,6 +150,10 @@ impl Cluster {
 
     /// The postmaster, with all settings on its command line: a changed default reaches existing clusters, too.
     pub fn postmaster(&self) -> Result<Command, PostgresError> {
+        if std::fs::metadata(&self.log).is_ok_and(|log| log.len() > LOG_BYTES) {
+            let old = self.log.with_extension("log.1");
+            std::fs::rename(&self.log, &old).map_err(PostgresError::io("rename", &self.log))?;
+        }
         let log = std::fs::OpenOptions::new()
             .append(true)
             .create(true)

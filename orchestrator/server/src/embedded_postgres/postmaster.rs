@@ -16,6 +16,8 @@ use tokio::{
 /// Replaying the log after a crash takes as long as it takes; this is for a server that hangs.
 const START_LIMIT: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(20);
+/// How often one that is not our child is asked whether it lives.
+const FOUND_POLL: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) enum Postmaster {
@@ -84,7 +86,7 @@ impl Postmaster {
             Self::Started(child, _) => child.wait().await.map_or_else(|e| e.to_string(), |s: ExitStatus| s.to_string()),
             Self::Found(cluster, _) => {
                 while knock(cluster).await != Answer::NoOne {
-                    sleep(Duration::from_millis(200)).await;
+                    sleep(FOUND_POLL).await;
                 }
                 "it does not answer any more".to_owned()
             }
@@ -142,8 +144,16 @@ async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result
         return Ok(Answer::NotYet);
     }
     // `R`: asks for a password. `E`: the database system is starting up.
-    Ok(match stream.read_u8().await {
+    Ok(match reply(&mut stream).await {
         Ok(b'R') => Answer::Accepts,
         _ => Answer::NotYet,
     })
+}
+
+/// The kind of the first message. It is read to its end: PostgreSQL logs a client that leaves in the middle.
+async fn reply(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<u8> {
+    let kind = stream.read_u8().await?;
+    let length = stream.read_u32().await?;
+    tokio::io::copy(&mut stream.take(u64::from(length.saturating_sub(4))), &mut tokio::io::sink()).await?;
+    Ok(kind)
 }

@@ -147,7 +147,7 @@ async fn listen<F: Future<Output = Result<(), Status>>>(
             Some(Message::Failed(failed)) => {
                 let retry = if failed.retry { Retry::Allowed } else { Retry::Never };
                 let how = Ended::Failed(Failure { retry, reason: failed.reason });
-                let outcome = outcome(Produced::default(), None, failed.log);
+                let outcome = Box::new(outcome(Produced::default(), None, failed.log));
                 News::Ended { attempt: attempt(failed.attempt)?, how, outcome }
             }
             Some(Message::Released(released)) => {
@@ -180,14 +180,14 @@ async fn checked(
 ) -> Result<News, Status> {
     let failed = |retry, reason: String, log| {
         let how = Ended::Failed(Failure { retry, reason });
-        News::Ended { attempt, how, outcome: Outcome { log, ..Outcome::default() } }
+        News::Ended { attempt, how, outcome: Box::new(Outcome { log, ..Outcome::default() }) }
     };
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(bad) => return Ok(failed(Retry::Never, bad.to_string(), String::new())),
     };
     match context.store.check_outcome(attempt, &outcome).await {
-        Ok(()) => Ok(News::Ended { attempt, how, outcome }),
+        Ok(()) => Ok(News::Ended { attempt, how, outcome: Box::new(outcome) }),
         Err(error @ StoreError::BadOutcome { .. }) => Ok(failed(Retry::Never, error.to_string(), outcome.log)),
         Err(error @ StoreError::MissingBlob { .. }) => Ok(failed(Retry::Allowed, error.to_string(), outcome.log)),
         Err(error) => Err(status(error)),

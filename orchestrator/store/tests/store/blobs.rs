@@ -1,11 +1,16 @@
 //! Chunks and blobs.
 
 use crate::fixture::*;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 use taskvec_model::{
     id::{CheckpointId, Digest},
     job::{BlobRef, Purpose},
 };
-use taskvec_store::{BlobManifest, Corrupt, StoreError};
+use taskvec_store::{BlobManifest, BoxFuture, ChunkStore, Corrupt, GcPolicy, Micros, Removed, StoreError};
 
 async fn read(db: &Db, digest: Digest) -> Result<Vec<u8>, StoreError> {
     let mut reader = db.store.open_blob(digest).await?;
@@ -94,4 +99,76 @@ async fn a_checkpoint_is_found_by_its_id() {
     assert_eq!(found.runs.iter().map(|r| r.0).collect::<Vec<_>>(), [1, 2]);
     let error = db.store.checkpoint(CheckpointId(2)).await.expect_err("none such");
     assert_eq!(error.to_string(), "there is no checkpoint 2");
+}
+
+#[tokio::test]
+async fn a_chunk_that_was_wanted_since_is_not_removed() {
+    let db = db().await;
+    let chunks = db.store.chunks();
+    chunks.put(hash(b"a"), b"a").await.expect("stores");
+    let at: Micros = db.one("SELECT (extract(epoch FROM last_wanted_at) * 1000000)::bigint FROM taskvec.chunks").await;
+    let before = [(hash(b"a"), at - 1), (hash(b"unknown"), at)];
+    assert_eq!(chunks.remove(&before, false).await.expect("removes"), Removed { chunks: 0, bytes: 0 });
+    assert_eq!(chunks.idle(at, None, 9).await.expect("lists"), []);
+    assert_eq!(chunks.idle(at + 1, None, 9).await.expect("lists"), [hash(b"a")]);
+    assert_eq!(chunks.idle(at + 1, Some(hash(b"a")), 9).await.expect("lists"), []);
+    let one = Removed { chunks: 1, bytes: 1 };
+    assert_eq!(chunks.remove(&[(hash(b"a"), at)], true).await.expect("counts"), one);
+    assert_eq!(chunks.remove(&[(hash(b"a"), at)], false).await.expect("removes"), one);
+    assert_eq!(chunks.want(&[hash(b"a")]).await.expect("asks"), [None]);
+}
+
+/// Chunks in memory, without times: everything is idle.
+#[derive(Default)]
+struct Memory(Mutex<BTreeMap<Digest, Vec<u8>>>);
+
+impl Memory {
+    fn map(&self) -> MutexGuard<'_, BTreeMap<Digest, Vec<u8>>> {
+        self.0.lock().expect("nobody panics while holding it")
+    }
+}
+
+impl ChunkStore for Memory {
+    fn want<'a>(&'a self, hashes: &'a [Digest]) -> BoxFuture<'a, Vec<Option<u64>>> {
+        let map = self.map();
+        let sizes = hashes.iter().map(|h| map.get(h).map(|bytes| bytes.len() as u64)).collect();
+        Box::pin(async move { Ok(sizes) })
+    }
+
+    fn put<'a>(&'a self, hash: Digest, bytes: &'a [u8]) -> BoxFuture<'a, ()> {
+        self.map().insert(hash, bytes.to_vec());
+        Box::pin(async { Ok(()) })
+    }
+
+    fn get(&self, hash: Digest) -> BoxFuture<'_, Vec<u8>> {
+        let bytes = self.map()[&hash].clone();
+        Box::pin(async move { Ok(bytes) })
+    }
+
+    fn idle(&self, _before: Micros, after: Option<Digest>, _limit: u32) -> BoxFuture<'_, Vec<Digest>> {
+        let hashes = self.map().keys().filter(|h| Some(**h) > after).copied().collect();
+        Box::pin(async move { Ok(hashes) })
+    }
+
+    fn remove<'a>(&'a self, chunks: &'a [(Digest, Micros)], dry_run: bool) -> BoxFuture<'a, Removed> {
+        let mut map = self.map();
+        let mut out = Removed::default();
+        for (hash, _) in chunks {
+            let bytes = if dry_run { map.get(hash).cloned() } else { map.remove(hash) };
+            out.chunks += u64::from(bytes.is_some());
+            out.bytes += bytes.map_or(0, |b| b.len() as u64);
+        }
+        Box::pin(async move { Ok(out) })
+    }
+}
+
+#[tokio::test]
+async fn chunks_may_lie_elsewhere() {
+    let mut db = db().await;
+    db.store = db.store.with_chunks(Arc::new(Memory::default()));
+    let blob = upload(&db.store, &[b"kept ", b"elsewhere"]).await;
+    assert_eq!(read(&db, blob.digest).await.expect("reads"), b"kept elsewhere");
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM taskvec.chunks").await, 0);
+    let report = db.store.gc(GcPolicy { grace: Duration::ZERO, dry_run: false }).await.expect("removes");
+    assert_eq!((report.blobs, report.chunks, report.bytes), (1, 2, 14));
 }

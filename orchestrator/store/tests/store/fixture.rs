@@ -1,10 +1,9 @@
 //! A database of its own for each test, and small sweeps to put into it.
 
-use crate::postgres;
+use crate::postgres::{self, Cluster};
 use sqlx::{Connection, PgConnection, postgres::PgRow};
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     sync::OnceLock,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -24,8 +23,8 @@ use taskvec_store::{BlobManifest, Leader, Outcome, Store, StoreError, WorkerReco
 
 /// The connection string to a database of the one cluster that all tests share.
 pub fn url(database: &str) -> String {
-    static CLUSTER: OnceLock<PathBuf> = OnceLock::new();
-    postgres::url(CLUSTER.get_or_init(|| postgres::start("-c fsync=off -c max_connections=200")), database)
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| postgres::start("-c fsync=off -c max_connections=200")).url(database)
 }
 
 pub struct Db {

@@ -60,7 +60,7 @@ async fn a_new_leader_finds_all_that_is_open_and_renews_the_leases() {
 
     let mut leader = db.lead().await;
     let snapshot = leader.load().await.expect("loads");
-    assert_eq!(snapshot.sweeps, [submitted.sweep.clone()]);
+    assert_eq!(snapshot.sweeps, std::slice::from_ref(&submitted.sweep));
     let mut expected = submitted.jobs.clone();
     (expected[1].state, expected[1].attempts, expected[1].worker) = (JobState::Running, 1, Some(worker));
     assert_eq!(snapshot.jobs, expected);

@@ -3,21 +3,37 @@
 use std::{
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 pub const OWNER: &str = "taskvec";
 pub const PASSWORD: &str = "owner-secret";
 
-/// The owner's connection string to a database of the cluster whose folder is `cluster`.
-pub fn url(cluster: &Path, database: &str) -> String {
-    let folder = cluster.display().to_string().replace('/', "%2F");
-    format!("postgres://{OWNER}:{PASSWORD}@{folder}:5432/{database}")
+/// A running cluster. Ends with this value, or with the process.
+pub struct Cluster {
+    /// With the socket in it.
+    folder: PathBuf,
+    child: Child,
 }
 
-/// Starts a cluster with `settings` on the server's command line; gives its folder.
-pub fn start(settings: &str) -> PathBuf {
+impl Cluster {
+    /// The owner's connection string to a database.
+    pub fn url(&self, database: &str) -> String {
+        let folder = self.folder.display().to_string().replace('/', "%2F");
+        format!("postgres://{OWNER}:{PASSWORD}@{folder}:5432/{database}")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().expect("the shell ends");
+    }
+}
+
+/// Starts a cluster with `settings` on the server's command line.
+pub fn start(settings: &str) -> Cluster {
     let bin = binaries();
     let folder = tempfile::Builder::new().prefix("tv-").tempdir_in("/tmp").expect("a folder under /tmp").keep();
     let user = unprivileged();
@@ -43,7 +59,7 @@ pub fn start(settings: &str) -> PathBuf {
     // The shell ends the server, and removes its folder, when this process closes the pipe by ending in whatever way.
     let script = r#""$1/postgres" -D data -k "$PWD" -c listen_addresses= $2 >log 2>&1 & server=$!
         cat >/dev/null; kill -QUIT $server; wait $server; rm -rf "$PWD""#;
-    let mut child = run(Path::new("/bin/sh"))
+    let child = run(Path::new("/bin/sh"))
         .args(["-c", script, "sh"])
         .arg(&bin)
         .arg(settings)
@@ -52,10 +68,8 @@ pub fn start(settings: &str) -> PathBuf {
         .process_group(0)
         .spawn()
         .expect("a shell starts");
-    // Kept open for the life of this process.
-    std::mem::forget(child.stdin.take());
     wait(&folder);
-    folder
+    Cluster { folder, child }
 }
 
 fn wait(folder: &Path) {
