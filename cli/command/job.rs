@@ -20,7 +20,7 @@ async fn dispatch(client: &Client, args: JobCommand) -> Result<(), CliError> {
         JobCommand::Explain { id } => {
             let job = request(client, id).await?;
             let reply = client.sweeps().explain_job(job).await.map_err(|s| client.fault(s))?;
-            println!("{}", reply.into_inner().text);
+            println!("job {} {}", job.job_id, reply.into_inner().text);
             Ok(())
         }
         JobCommand::Logs { id, out } => logs(client, id, out.format).await,
@@ -45,6 +45,8 @@ async fn logs(client: &Client, id: Id, format: Format) -> Result<(), CliError> {
         return output::print(&table, format).map_err(CliError::io("stdout"));
     }
     if table.rows.is_empty() {
+        // An unknown job has no attempts either, and is refused here.
+        client.sweeps().explain_job(pb::JobRequest { job_id }).await.map_err(|s| client.fault(s))?;
         println!("job {job_id} has no attempts yet");
     }
     for row in &table.rows {

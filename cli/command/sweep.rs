@@ -43,9 +43,9 @@ async fn dispatch(client: &Client, args: SweepCommand, text: String) -> Result<(
         }
         SweepCommand::List(args) => super::list(client, "sweeps", args).await,
         SweepCommand::Status { id, out } => status(client, id, out.format).await,
-        SweepCommand::Pause { id } => control(client, id, Action::Pause(pb::Empty {}), "paused").await,
+        SweepCommand::Pause { id } => control(client, id, Action::Pause(pb::Empty {}), "is paused").await,
         SweepCommand::Resume { id } => control(client, id, Action::Resume(pb::Empty {}), "goes on").await,
-        SweepCommand::Cancel { id } => control(client, id, Action::Cancel(pb::Empty {}), "cancelled").await,
+        SweepCommand::Cancel { id } => control(client, id, Action::Cancel(pb::Empty {}), "is cancelled").await,
         SweepCommand::Retry { id } => control(client, id, Action::Retry(pb::Empty {}), "will be tried again").await,
         SweepCommand::Priority { id, priority } => {
             control(client, id, Action::Priority(priority), "has its new priority").await

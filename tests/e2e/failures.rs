@@ -52,7 +52,7 @@ fn a_damaged_checkpoint_fails_what_reads_it_and_nothing_else() {
     let digest = digest.as_str().expect("a digest");
     let change = format!(
         "UPDATE taskvec.chunks SET data = overlay(data PLACING '\\x00ff00ff' FROM 100) \
-         WHERE hash = (SELECT chunks[1] FROM taskvec.blobs WHERE digest = '\\x{digest}')"
+         WHERE hash = (SELECT hash FROM taskvec.blob_chunks WHERE digest = '\\x{digest}' ORDER BY ordinal LIMIT 1)"
     );
     let psql = Command::new("psql").args([&stack.owner_url(), "-q", "-c", &change]).status().expect("psql runs");
     assert!(psql.success());

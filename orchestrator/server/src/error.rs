@@ -10,7 +10,7 @@ use tonic::Status;
 pub enum ServerError {
     #[error(
         "listening on {0} without TLS would send the token and all data in the clear: give a certificate and a key, \
-         listen on a loopback address, or allow it explicitly (insecure_plaintext) on a network you trust"
+         listen on a loopback address, or allow it with --insecure-plaintext on a network you trust"
     )]
     Plaintext(SocketAddr),
     #[error("cannot listen on {address}: {source}")]
