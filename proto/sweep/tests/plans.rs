@@ -173,14 +173,14 @@ fn without_analyses_there_is_only_training() {
 fn the_grid_is_a_product_whose_last_path_varies_fastest() {
     let plan = planned(&format!(
         "{SMALL}grid:\n  train.optimizer: [{{ learning_rate: 1e-3 }}, {{ betas: [0.9, 0.999] }}]\n  \
-         model.init.std: [0.1, 1]\n  seed: [18446744073709551615, 7]\n"
+         model.init.std: [0.1, 1]\n  seed: [9223372036854775807, 7]\n"
     ));
     let of = |i: usize| {
         let spec = pretrain(&plan, i);
         (spec.train.optimizer.learning_rate, spec.train.optimizer.betas[1], spec.model.init.std, spec.seed)
     };
     let all: Vec<_> = (0..plan.runs.len()).map(of).collect();
-    let (a, b) = (u64::MAX, 7);
+    let (a, b) = (i64::MAX as u64, 7);
     assert_eq!(
         all,
         [

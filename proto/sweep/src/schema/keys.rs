@@ -31,7 +31,8 @@ pub(crate) const ROOT: Kind = Kind::Choice(&Choice {
         Key { name: "name", kind: Kind::Name, default: Required, meaning: "what the sweep is called in listings" },
         Key {
             name: "seed",
-            kind: whole(0, u64::MAX),
+            // What a bigint column of the database holds.
+            kind: whole(0, i64::MAX as u64),
             default: Int(0),
             meaning: "what all random numbers of a run follow from; usually varied by the grid",
         },
