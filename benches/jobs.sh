@@ -15,8 +15,8 @@ sleep 2
 sweep() { printf 'version: 1\nname: bench\nkind: selftest\nselftest: { jobs: %s, behaviour: succeed, millis: 0 }\nseed: %s\n' "$1" "$2"; }
 sweep 10000 1 >"$dir/many.yaml"
 "$taskvec" sweep submit "$dir/many.yaml" --wait -o quiet >/dev/null 2>"$dir/wait.log" || cat "$dir/wait.log"
-"$taskvec" sql "SELECT count(*) AS jobs, round(extract(epoch FROM max(finished_at) - min(submitted_at))::numeric, 2) AS seconds,
-    round(count(*) / extract(epoch FROM max(finished_at) - min(submitted_at))::numeric) AS jobs_per_second
+"$taskvec" sql "SELECT count(*) AS jobs, round(extract(epoch FROM max(results.jobs.finished_at) - min(submitted_at))::numeric, 2) AS seconds,
+    round(count(*) / extract(epoch FROM max(results.jobs.finished_at) - min(submitted_at))::numeric) AS jobs_per_second
     FROM results.jobs JOIN results.sweeps USING (sweep_id)"
 
 for i in $(seq 2 101); do
@@ -26,5 +26,5 @@ done
 "$taskvec" sql "SELECT count(*) AS sweeps,
     round((1000 * percentile_cont(0.5) WITHIN GROUP (ORDER BY wait))::numeric, 1) AS start_p50_ms,
     round((1000 * percentile_cont(0.99) WITHIN GROUP (ORDER BY wait))::numeric, 1) AS start_p99_ms
-    FROM (SELECT extract(epoch FROM min(started_at) - min(submitted_at)) AS wait
+    FROM (SELECT extract(epoch FROM min(results.jobs.started_at) - min(submitted_at)) AS wait
           FROM results.jobs JOIN results.sweeps USING (sweep_id) GROUP BY sweep_id HAVING count(*) = 1) AS w"

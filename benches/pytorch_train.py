@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 # dim, bases, rank, examples, weight mean; layers, width, heads, (block std, read-in std, position std); batch, Adam
 CONFIGS = {
-    "quickstart": dict(data=(4, 2, 2, 8, 1.0), model=(3, 64, 4), std=(0.125, 0.1, 0.06), batch=64,
+    "quickstart": dict(data=(4, 2, 2, 8, 2.0), model=(3, 64, 4), std=(0.125, 0.1, 0.06), batch=64,
                        lr=2e-3, betas=(0.9, 0.999)),
     "paper": dict(data=(16, 4, 4, 20, 0.0), model=(12, 256, 8), std=(0.02, 0.14, 0.02), batch=128,
                   lr=1e-4, betas=(0.9, 0.9999)),

@@ -46,6 +46,8 @@ pub struct Address {
 pub struct Client {
     pub address: Address,
     channel: Authorized,
+    /// How the user calls the program for this server, for advice in messages.
+    pub call: String,
     /// The local stack that was started for this command only.
     stack: Option<Stack>,
 }
@@ -63,7 +65,7 @@ impl Client {
         if let Some(address) = Stack::running(data)
             && let Ok(client) = Self::at(address).await
         {
-            return Ok(client);
+            return Ok(client.of(data));
         }
         if !data.join("token").exists() {
             return Err(CliError::Usage(format!(
@@ -72,9 +74,14 @@ impl Client {
             )));
         }
         let stack = Stack::start(data, crate::stack::Options::database_only()).await?;
-        let mut client = Self::at(stack.address()).await?;
+        let mut client = Self::at(stack.address()).await?.of(data);
         client.stack = Some(stack);
         Ok(client)
+    }
+
+    /// The server is that of a local stack's folder.
+    pub fn of(self, data: &Path) -> Self {
+        Self { call: format!("taskvec --data {}", data.display()), ..self }
     }
 
     pub async fn at(address: Address) -> Result<Self, CliError> {
@@ -96,7 +103,7 @@ impl Client {
             .parse()
             .map(Bearer)
             .map_err(|_| CliError::Usage("the token has characters that no token has".to_owned()))?;
-        Ok(Self { channel: InterceptedService::new(channel, bearer), address, stack: None })
+        Ok(Self { channel: InterceptedService::new(channel, bearer), address, call: "taskvec".to_owned(), stack: None })
     }
 
     /// Stops the stack if it was started for this command.

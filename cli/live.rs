@@ -45,7 +45,7 @@ pub async fn watch(client: &Client, sweep_id: i64) -> Result<SweepStatus, CliErr
     }
     view.finish();
     let last = newest.ok_or_else(|| CliError::Failed("the server said nothing about the sweep".to_owned()))?;
-    verdict(last)
+    verdict(last, &client.call)
 }
 
 /// One connection's worth of updates.
@@ -67,14 +67,14 @@ fn ended(status: &SweepStatus) -> bool {
     status.state.parse::<SweepState>().is_ok_and(SweepState::ended)
 }
 
-fn verdict(last: SweepStatus) -> Result<SweepStatus, CliError> {
+fn verdict(last: SweepStatus, call: &str) -> Result<SweepStatus, CliError> {
     if last.state == SweepState::Done.as_str() {
         return Ok(last);
     }
     let id = last.sweep_id;
     Err(CliError::Failed(format!(
-        "sweep {id} {}: {}\n  why: taskvec sql \"SELECT job_id, run_id, kind, step, error FROM results.jobs \
-         WHERE sweep_id = {id} AND state = 'failed'\"\n  again: taskvec sweep retry {id}",
+        "sweep {id} {}: {}\n  why: {call} sql \"SELECT job_id, run_id, kind, step, error FROM results.jobs \
+         WHERE sweep_id = {id} AND state = 'failed'\"\n  again: {call} sweep retry {id}",
         last.state,
         headline(&last)
     )))
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_sweep_that_failed_says_where_to_look() {
-        let error = verdict(status()).expect_err("it failed");
+        let error = verdict(status(), "taskvec").expect_err("it failed");
         assert_eq!(error.exit_code(), 1);
         assert!(error.to_string().contains("taskvec sweep retry 3"), "{error}");
     }

@@ -37,7 +37,7 @@ pub async fn run(global: &Global, args: Local) -> Result<(), CliError> {
 }
 
 async fn work(address: Address, args: &Local, yaml: String, data: &Path, how: &str) -> Result<(), CliError> {
-    let client = Client::at(address).await?;
+    let client = Client::at(address).await?.of(data);
     let began = Instant::now();
     let sweep_id = submit_or_continue(&client, &args.sweep, yaml).await?;
     let outcome = live::watch(&client, sweep_id).await;

@@ -112,6 +112,7 @@ fn draw(area: &Area, run: &RunFindings) -> Result<(), Failure> {
         .x_desc("training step")
         .y_desc("error")
         .x_labels(8)
+        .y_labels(5)
         .x_label_formatter(&|x| axis.label(*x))
         .y_label_formatter(&|y| format!("{y:.2}"))
         .axis_style(GREY)

@@ -7,7 +7,7 @@ use taskvec_science::train::Segment;
 pub const QUICKSTART: [&str; 3] = [
     r#"{"arch":"gpt2","layers":3,"width":64,"heads":4,"init":{"std":0.125,"read_in_std":0.1,"position_std":0.06}}"#,
     r#"{"family":"sparse_linear","dim":4,"bases":2,"rank":2,"overlap":"disjoint","examples":8,"noise_variance":0.01,
-        "weight_mean":1.0,"y_channel":"shared"}"#,
+        "weight_mean":2.0,"y_channel":"shared"}"#,
     r#"{"steps":3000,"batch":64,"optimizer":{"kind":"adam","learning_rate":2e-3,"betas":[0.9,0.999],"epsilon":1e-8},
         "warmup":200,"decay":"cosine","clip_norm":null,"precision":"f32","log_every":20}"#,
 ];
