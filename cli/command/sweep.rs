@@ -105,7 +105,7 @@ async fn plan(global: &Global, file: &Path, format: Format) -> Result<(), CliErr
 }
 
 /// GFLOP/s that one CPU core is taken to do: what small models reach with AVX-512. Only estimates depend on it.
-const GFLOPS_PER_CORE: f64 = 40.0;
+const GFLOPS_PER_CORE: f64 = 80.0;
 
 /// Jobs and work by kind; cache hits are empty where no server could say.
 fn by_kind(estimate: &Estimate, cache_known: bool) -> Table {
