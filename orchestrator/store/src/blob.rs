@@ -44,12 +44,7 @@ impl Store {
     pub async fn put_blob(&self, manifest: &BlobManifest) -> Result<(), StoreError> {
         let BlobManifest { blob, chunks } = manifest;
         let bad = |why| StoreError::BadBlob { blob: blob.digest, why };
-        let sizes = self.chunks.want(chunks).await?;
-        let missing = sizes.iter().filter(|s| s.is_none()).count();
-        if missing > 0 {
-            return Err(bad(format!("{missing} of its {} chunks are not stored; upload them first", chunks.len())));
-        }
-        let total: u64 = sizes.into_iter().flatten().sum();
+        let total = self.bytes_of(manifest).await?;
         if total != blob.bytes || total == 0 {
             return Err(bad(format!("its chunks have {total} bytes, not {}", blob.bytes)));
         }
@@ -74,7 +69,22 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         }
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        // Between the first look and the commit the collector may have taken a chunk that no blob had yet. From here on it
+        // sees this blob; and what it chose before is safe again, since this look renews each chunk's claim.
+        self.bytes_of(manifest).await.map(|_| ())
+    }
+
+    /// The bytes of all chunks of a blob, which are safe from [`Store::gc`] for its grace period from now on.
+    async fn bytes_of(&self, BlobManifest { blob, chunks }: &BlobManifest) -> Result<u64, StoreError> {
+        let sizes = self.chunks.want(chunks).await?;
+        match sizes.iter().filter(|s| s.is_none()).count() {
+            0 => Ok(sizes.into_iter().flatten().sum()),
+            missing => Err(StoreError::BadBlob {
+                blob: blob.digest,
+                why: format!("{missing} of its {} chunks are not stored; upload them first", chunks.len()),
+            }),
+        }
     }
 
     /// Opens a blob for reading.
