@@ -27,12 +27,14 @@ laptop: build
 	target/release/taskvec local sweeps/laptop.yaml --data $(DATA)
 
 lint: setup
+	@mkdir -p target
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 # The program under test is built once; every test of every crate then runs.
 test: lint
-	$(CARGO) test --locked --workspace --no-fail-fast
+	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | tee target/test.log
+	@awk '/^test result/ { passed += $$4; failed += $$6 } END { print passed " passed, " failed " failed" }' target/test.log
 
 bench: build
 	benches/run.sh
