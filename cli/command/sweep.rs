@@ -8,10 +8,11 @@ use crate::{
     output::{self, Format},
 };
 use serde_json::json;
-use std::path::Path;
+use std::{path::Path, time::Duration};
 use taskvec_model::{job::JobKind, plan::Plan, table::Table};
 use taskvec_sweep::{Estimate, Limits};
 use taskvec_wire::pb::{self, control_sweep_request::Action};
+use tonic::Code;
 
 pub async fn run(global: &Global, args: SweepCommand) -> Result<(), CliError> {
     if let SweepCommand::Plan { file, out } = &args {
@@ -69,9 +70,26 @@ fn validated(file: &Path, text: &str) -> Result<Plan, CliError> {
         .map_err(|faults| CliError::Usage(format!("the sweep file is not valid\n{faults}")))
 }
 
+/// How often a submission whose answer was lost is sent again, and the first pause; each is twice the one before.
+const RESENDS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// Submits once, however often the connection breaks: the server knows the request again.
 pub async fn submit(client: &Client, file: &Path, yaml: String, priority: i32) -> Result<pb::SubmitReply, CliError> {
-    let request = pb::SubmitRequest { yaml, file: file.display().to_string(), priority };
-    Ok(client.sweeps().submit(request).await.map_err(|s| client.fault(s))?.into_inner())
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|e| CliError::Failed(format!("the system gives no random numbers: {e}")))?;
+    let request = pb::SubmitRequest { yaml, file: file.display().to_string(), priority, request: id.into() };
+    let mut pauses = (0..RESENDS).map(|n| FIRST_PAUSE * 2u32.pow(n));
+    loop {
+        let status = match client.sweeps().submit(request.clone()).await {
+            Ok(reply) => return Ok(reply.into_inner()),
+            Err(status) => status,
+        };
+        let pause = pauses.next().filter(|_| matches!(status.code(), Code::Unavailable | Code::Unknown));
+        let Some(pause) = pause else { return Err(client.fault(status)) };
+        eprintln!("taskvec: the server's answer was lost ({}); asking again", status.message());
+        tokio::time::sleep(pause).await;
+    }
 }
 
 async fn control(client: &Client, id: Id, action: Action, outcome: &str) -> Result<(), CliError> {

@@ -7,3 +7,4 @@ mod identical;
 mod local;
 mod sql;
 mod support;
+mod tls;

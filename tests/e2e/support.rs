@@ -19,6 +19,8 @@ pub const LEASE_SECONDS: f64 = 2.0;
 pub struct Stack {
     dir: TempDir,
     port: u16,
+    /// The server has a certificate for `localhost`, and clients trust it.
+    tls: bool,
     server: Option<Child>,
     workers: Vec<Option<Child>>,
 }
@@ -65,6 +67,10 @@ pub fn sweep_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/sweeps").join(name)
 }
 
+fn tls_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("orchestrator/server/tests/server/tls").join(name)
+}
+
 fn free_port() -> u16 {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
     socket.local_addr().expect("an address").port()
@@ -80,12 +86,23 @@ pub fn folder() -> TempDir {
 impl Stack {
     /// A server with a short lease and this many workers of one thread each.
     pub fn start(workers: usize) -> Self {
-        let mut stack = Self { dir: folder(), port: free_port(), server: None, workers: Vec::new() };
+        let mut stack = Self::new(false);
         stack.start_server();
         for _ in 0..workers {
             stack.start_worker();
         }
         stack
+    }
+
+    /// A server that speaks TLS only, and no worker yet.
+    pub fn with_tls() -> Self {
+        let mut stack = Self::new(true);
+        stack.start_server();
+        stack
+    }
+
+    fn new(tls: bool) -> Self {
+        Self { dir: folder(), port: free_port(), tls, server: None, workers: Vec::new() }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -106,6 +123,9 @@ impl Stack {
         let mut command = taskvec();
         command.args(["server", "start", "--data"]).arg(self.data());
         command.args(["--listen", &format!("127.0.0.1:{}", self.port), "--lease", &LEASE_SECONDS.to_string()]);
+        if self.tls {
+            command.arg("--tls-cert").arg(tls_file("certificate.pem")).arg("--tls-key").arg(tls_file("key.pem"));
+        }
         self.server =
             Some(command.stdout(Stdio::null()).stderr(self.log("server")).spawn().expect("the server starts"));
         self.wait_for("the server", |s| {
@@ -117,7 +137,12 @@ impl Stack {
     pub fn start_worker(&mut self) -> usize {
         let index = self.workers.len();
         let mut command = taskvec();
-        command.args(["worker", "start", "--threads", "1", "--name", &format!("w{index}"), "--data"]).arg(self.data());
+        command.args(["worker", "start", "--threads", "1", "--name", &format!("w{index}")]);
+        if self.tls {
+            self.address(&mut command);
+        } else {
+            command.arg("--data").arg(self.data());
+        }
         command.arg("--scratch").arg(self.dir.path().join(format!("w{index}")));
         command.env("RAYON_NUM_THREADS", "1");
         let log = self.log(&format!("w{index}"));
@@ -131,10 +156,20 @@ impl Stack {
         let mut command = Command::new("timeout");
         command.arg(PATIENCE.as_secs().to_string()).arg(env!("CARGO_BIN_EXE_taskvec"));
         let mut command = with_environment(command);
-        let token = fs::read_to_string(self.data().join("token")).unwrap_or_default();
-        let server = format!("http://127.0.0.1:{}", self.port);
-        command.args(args).env("TASKVEC_SERVER", server).env("TASKVEC_TOKEN", token.trim());
+        self.address(command.args(args));
         command.output().expect("the client runs").into()
+    }
+
+    /// Where the server is, in the command's environment.
+    fn address(&self, command: &mut Command) {
+        let token = fs::read_to_string(self.data().join("token")).unwrap_or_default();
+        command.env("TASKVEC_TOKEN", token.trim());
+        if self.tls {
+            command.env("TASKVEC_SERVER", format!("https://localhost:{}", self.port));
+            command.env("TASKVEC_TLS_CA", tls_file("certificate.pem"));
+        } else {
+            command.env("TASKVEC_SERVER", format!("http://127.0.0.1:{}", self.port));
+        }
     }
 
     pub fn submit(&self, file: &Path) -> i64 {

@@ -51,7 +51,7 @@ async fn throughput(stack: &Stack, jobs: u32) {
     let client = stack.client().await;
     let start = Instant::now();
     let yaml = selftest("throughput", jobs).replace("seed: 1", "seed: 1000000");
-    let request = taskvec_wire::pb::SubmitRequest { yaml, file: "bench.yaml".into(), priority: 0 };
+    let request = taskvec_wire::pb::SubmitRequest { yaml, file: "bench.yaml".into(), priority: 0, request: Vec::new() };
     let sweep = client.sweeps.clone().submit(request).await.expect("is stored").into_inner().sweep_id;
     let submitted = start.elapsed();
     let mut workers = Vec::new();

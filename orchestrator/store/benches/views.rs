@@ -56,7 +56,7 @@ async fn fill(store: &Store, runs: usize) {
     leader.set_lease(Duration::from_secs(3600));
     let plan = plan(runs);
     let from = Instant::now();
-    let submitted = leader.submit(&plan, "", 0).await.expect("submits");
+    let submitted = leader.submit(&plan, "", 0, None).await.expect("submits");
     report(&format!("submit {} jobs of {runs} runs", plan.jobs.len()), plan.jobs.len(), "jobs", from.elapsed());
     let from = Instant::now();
     leader.load().await.expect("loads");

@@ -40,5 +40,5 @@ pub use reader::{Reader, Rows};
 pub use reader_role::READER;
 pub use status::{JobStatus, RunProgress, SweepProgress};
 pub use store::Store;
-pub use submit::Submitted;
+pub use submit::{Receipt, RequestId, Submitted};
 pub use worker::WorkerRecord;

@@ -6,7 +6,10 @@
 //! are its default on top of that.
 
 use crate::{Store, error::StoreError};
-use sqlx::{PgConnection, postgres::PgConnectOptions};
+use sqlx::{
+    PgConnection,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 
 /// Its name.
 pub const READER: &str = "taskvec_reader";
@@ -93,7 +96,19 @@ fn url(owner: &PgConnectOptions, password: &str) -> String {
     };
     let database = owner.get_database().unwrap_or(owner.get_username());
     let (password, database, port) = (encoded(password), encoded(database), owner.get_port());
-    format!("postgres://{READER}:{password}@{host}:{port}/{database}")
+    format!("postgres://{READER}:{password}@{host}:{port}/{database}{}", encryption(owner.get_ssl_mode()))
+}
+
+/// What the owner insists on, the reader does too; the default says nothing.
+fn encryption(mode: PgSslMode) -> &'static str {
+    match mode {
+        PgSslMode::Disable => "?sslmode=disable",
+        PgSslMode::Allow => "?sslmode=allow",
+        PgSslMode::Prefer => "",
+        PgSslMode::Require => "?sslmode=require",
+        PgSslMode::VerifyCa => "?sslmode=verify-ca",
+        PgSslMode::VerifyFull => "?sslmode=verify-full",
+    }
 }
 
 fn encoded(text: &str) -> String {
@@ -111,6 +126,7 @@ mod tests {
         for (owner, reader) in [
             ("postgres://me:secret@db.example:6543/lab", "postgres://taskvec_reader:a%2Fb@db.example:6543/lab"),
             ("postgres://me@%2Ftmp%2Fpg:5433/lab", "postgres://taskvec_reader:a%2Fb@%2Ftmp%2Fpg:5433/lab"),
+            ("postgres://me@db/lab?sslmode=require", "postgres://taskvec_reader:a%2Fb@db:5432/lab?sslmode=require"),
         ] {
             let options = PgConnectOptions::from_str(owner).expect("valid");
             assert_eq!(url(&options, "a/b"), reader);

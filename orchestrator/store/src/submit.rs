@@ -18,6 +18,19 @@ use taskvec_model::{
 /// Jobs per statement: each carries about a kilobyte of work.
 const JOBS: usize = 5000;
 
+/// Names one submission, chosen by the client at random.
+pub type RequestId = [u8; 16];
+
+/// What a client is told about its sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    pub sweep: SweepId,
+    pub runs: usize,
+    pub jobs: usize,
+    /// Jobs that a stored result satisfied when it was submitted.
+    pub cached: usize,
+}
+
 /// A sweep as it was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Submitted {
@@ -28,16 +41,42 @@ pub struct Submitted {
 }
 
 impl Leader {
+    /// The sweep that `request` has made already, if any.
+    pub async fn receipt(&mut self, request: &RequestId) -> Result<Option<Receipt>, StoreError> {
+        let found: Option<(i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT sweep_id, (SELECT count(*) FROM taskvec.runs r WHERE r.sweep_id = s.sweep_id),
+                    count(j.job_id), count(*) FILTER (WHERE j.cached)
+             FROM taskvec.sweeps s LEFT JOIN taskvec.jobs j USING (sweep_id)
+             WHERE s.request = $1 GROUP BY sweep_id",
+        )
+        .bind(request.as_slice())
+        .fetch_optional(&mut self.connection)
+        .await?;
+        let count = |n: i64| usize::try_from(n).unwrap_or(0);
+        Ok(found.map(|(sweep, runs, jobs, cached)| Receipt {
+            sweep: SweepId(sweep),
+            runs: count(runs),
+            jobs: count(jobs),
+            cached: count(cached),
+        }))
+    }
+
     /// Stores a sweep. Jobs that a stored result satisfies are done at once, and so is a sweep in which all are.
-    /// `yaml` is the file as it was given.
-    pub async fn submit(&mut self, plan: &Plan, yaml: &str, priority: i32) -> Result<Submitted, StoreError> {
+    /// `yaml` is the file as it was given. A `request` makes one sweep only: ask [`Leader::receipt`] first.
+    pub async fn submit(
+        &mut self,
+        plan: &Plan,
+        yaml: &str,
+        priority: i32,
+        request: Option<&RequestId>,
+    ) -> Result<Submitted, StoreError> {
         check(plan)?;
         let mut tx = self.begin().await?;
         let keys: Vec<JobKey> = plan.jobs.iter().map(|j| j.key).collect();
         let found = cache::lookup(&mut tx, &keys).await?;
         let satisfied = plan.satisfied(|key| found.get(key).map(|(_, cached)| cached.clone()));
         let (submitted, runs) = number(&mut tx, plan, &satisfied, priority).await?;
-        insert_sweep(&mut tx, plan, yaml, &submitted.sweep).await?;
+        insert_sweep(&mut tx, plan, yaml, request, &submitted.sweep).await?;
         insert_runs(&mut tx, plan, submitted.sweep.id, &runs).await?;
         insert_jobs(&mut tx, plan, &submitted.jobs, &found, &satisfied).await?;
         insert_needs(&mut tx, plan, &submitted.jobs).await?;
@@ -109,11 +148,12 @@ async fn insert_sweep(
     connection: &mut PgConnection,
     plan: &Plan,
     yaml: &str,
+    request: Option<&RequestId>,
     sweep: &SweepInfo,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO taskvec.sweeps (sweep_id, name, state, priority, finished_at, spec, yaml)
-         VALUES ($1, $2, $3, $4, CASE WHEN $5 THEN now() END, $6, $7)",
+        "INSERT INTO taskvec.sweeps (sweep_id, name, state, priority, finished_at, spec, yaml, request)
+         VALUES ($1, $2, $3, $4, CASE WHEN $5 THEN now() END, $6, $7, $8)",
     )
     .bind(sweep.id.0)
     .bind(&plan.name)
@@ -122,6 +162,7 @@ async fn insert_sweep(
     .bind(sweep.state.ended())
     .bind(Json(&plan.spec))
     .bind(yaml)
+    .bind(request.map(RequestId::as_slice))
     .execute(connection)
     .await?;
     Ok(())

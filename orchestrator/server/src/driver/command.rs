@@ -6,14 +6,14 @@ use taskvec_model::{
     job::{Failure, Progress},
     plan::Plan,
 };
-use taskvec_store::Outcome;
+use taskvec_store::{Outcome, Receipt, RequestId};
 use tokio::sync::oneshot;
 use tonic::Status;
 
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, Status>>;
 
 pub(crate) enum Command {
-    Submit(Box<Submission>, Answer<Submitted>),
+    Submit(Box<Submission>, Answer<Receipt>),
     Control(SweepId, Control, Answer<()>),
     RetryJob {
         job: JobId,
@@ -36,14 +36,7 @@ pub(crate) struct Submission {
     pub plan: Plan,
     pub yaml: String,
     pub priority: i32,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Submitted {
-    pub sweep: SweepId,
-    pub runs: usize,
-    pub jobs: usize,
-    pub cached: usize,
+    pub request: Option<RequestId>,
 }
 
 #[derive(Clone, Copy, Debug)]

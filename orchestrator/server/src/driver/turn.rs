@@ -1,7 +1,7 @@
 //! One turn of the driver: commands in, one transaction, messages out.
 
 use super::{
-    Answer, Command, Connection, Control, Driver, Ended, Lead, News, Submission, command::Submitted, outbox::SessionId,
+    Answer, Command, Connection, Control, Driver, Ended, Lead, News, Submission, outbox::SessionId,
 };
 use crate::error::status;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use taskvec_model::{
     schedule::Change,
 };
 use taskvec_sched::{Effect, Event, Explanation, Message, step};
-use taskvec_store::{Outcome, StoreError};
+use taskvec_store::{Outcome, Receipt, StoreError};
 use tonic::Status;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,11 +217,16 @@ impl Driver {
         lead: &mut Lead,
         submission: &Submission,
         pending: &mut Pending,
-    ) -> Result<Submitted, StoreError> {
-        let Submission { plan, yaml, priority } = submission;
-        let stored = lead.leader.submit(plan, yaml, *priority).await?;
+    ) -> Result<Receipt, StoreError> {
+        let Submission { plan, yaml, priority, request } = submission;
+        if let Some(request) = request
+            && let Some(earlier) = lead.leader.receipt(request).await?
+        {
+            return Ok(earlier);
+        }
+        let stored = lead.leader.submit(plan, yaml, *priority, request.as_ref()).await?;
         let told =
-            Submitted { sweep: stored.sweep.id, runs: plan.runs.len(), jobs: plan.jobs.len(), cached: stored.cached };
+            Receipt { sweep: stored.sweep.id, runs: plan.runs.len(), jobs: plan.jobs.len(), cached: stored.cached };
         self.step(lead, Event::SweepSubmitted { sweep: stored.sweep, jobs: stored.jobs }, pending);
         self.live.changed();
         Ok(told)

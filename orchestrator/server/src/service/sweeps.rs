@@ -37,9 +37,15 @@ impl Sweeps for SweepService {
     }
 
     async fn submit(&self, request: Request<pb::SubmitRequest>) -> Result<Response<pb::SubmitReply>, Status> {
-        let pb::SubmitRequest { yaml, file, priority } = request.into_inner();
+        let pb::SubmitRequest { yaml, file, priority, request } = request.into_inner();
+        let request = match request.len() {
+            0 => None,
+            n => Some(request.try_into().map_err(|_| {
+                Status::invalid_argument(format!("`request` has {n} bytes; it is 16 random ones, or empty"))
+            })?),
+        };
         let (plan, yaml) = self.read(yaml, file).await?;
-        let submission = Box::new(Submission { plan, yaml, priority });
+        let submission = Box::new(Submission { plan, yaml, priority, request });
         let submitted = self.0.driver.ask(|answer| Command::Submit(submission, answer)).await?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Response::new(pb::SubmitReply {

@@ -39,6 +39,22 @@ async fn a_sweep_is_computed_once_and_found_again() {
 }
 
 #[tokio::test]
+async fn a_submission_sent_again_makes_no_second_sweep() {
+    let mut stack = Stack::start().await;
+    let yaml = selftest("once", 3);
+    let first = stack.client().await.submit_as(&yaml, &[7; 16]).await.unwrap();
+    stack.crash();
+    stack.start_again().await;
+    let client = stack.client().await;
+    assert_eq!(client.submit_as(&yaml, &[7; 16]).await.unwrap(), first);
+    assert_eq!(client.submit_as(&yaml, &[8; 16]).await.unwrap().sweep_id, first.sweep_id + 1);
+    assert_eq!(client.sql("SELECT count(*) FROM results.sweeps").await.unwrap(), [serde_json::json!([2])]);
+    let refused = client.submit_as(&yaml, &[7; 3]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    stack.stop().await;
+}
+
+#[tokio::test]
 async fn requests_that_make_no_sense_are_refused_with_what_to_do() {
     let mut stack = Stack::start().await;
     let client = stack.client().await;

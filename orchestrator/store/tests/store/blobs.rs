@@ -67,7 +67,7 @@ async fn what_is_not_what_it_says_is_refused() {
 async fn a_damaged_chunk_is_named_and_the_next_upload_repairs_it() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&plan(vec![idle(1)]), "", 0).await.expect("submits");
+    leader.submit(&plan(vec![idle(1)]), "", 0, None).await.expect("submits");
     let chunks: [&[u8]; 2] = [b"good", b"bad"];
     let blob = upload(&db.store, &chunks).await;
     finish(&db, &mut leader, 1, outcome(Default::default(), vec![checkpoint(10, Purpose::Weights, blob)])).await;
@@ -90,10 +90,10 @@ async fn a_damaged_chunk_is_named_and_the_next_upload_repairs_it() {
 async fn a_checkpoint_is_found_by_its_id() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&plan(vec![idle(1)]), "", 0).await.expect("submits");
+    leader.submit(&plan(vec![idle(1)]), "", 0, None).await.expect("submits");
     let blob = db.upload("weights").await;
     finish(&db, &mut leader, 1, outcome(Default::default(), vec![checkpoint(10, Purpose::Weights, blob)])).await;
-    leader.submit(&plan(vec![idle(1)]), "", 0).await.expect("submits");
+    leader.submit(&plan(vec![idle(1)]), "", 0, None).await.expect("submits");
     let found = db.store.checkpoint(CheckpointId(1)).await.expect("finds");
     assert_eq!(found.checkpoint, checkpoint(10, Purpose::Weights, blob));
     assert_eq!(found.runs.iter().map(|r| r.0).collect::<Vec<_>>(), [1, 2]);

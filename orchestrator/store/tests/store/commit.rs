@@ -15,7 +15,7 @@ use taskvec_store::{Leader, Outcome, StoreError};
 async fn ready_jobs(n: u8) -> (Db, Leader, WorkerId) {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&plan((1..=n).map(idle).collect()), "", 0).await.expect("submits");
+    leader.submit(&plan((1..=n).map(idle).collect()), "", 0, None).await.expect("submits");
     let worker = db.worker(1).await;
     (db, leader, worker)
 }
@@ -181,8 +181,8 @@ async fn a_failure_that_comes_after_the_lease_is_stale() {
 async fn one_attempt_finishes_all_jobs_of_its_key() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&plan(vec![idle(1), idle(2)]), "", 0).await.expect("submits");
-    leader.submit(&plan(vec![idle(1)]), "", 0).await.expect("submits");
+    leader.submit(&plan(vec![idle(1), idle(2)]), "", 0, None).await.expect("submits");
+    leader.submit(&plan(vec![idle(1)]), "", 0, None).await.expect("submits");
     let worker = db.worker(1).await;
     do_all(&mut leader, &[start(1, 1, worker)]).await;
     let both = |other| [Change::Complete { attempt: attempt(1, 1), jobs: vec![JobId(1), JobId(other)] }];
@@ -215,7 +215,7 @@ async fn a_result_that_is_computed_again_only_restores_its_checkpoints() {
             vec![taskvec_model::plan::Need { job: 0, step: 10, purpose: Purpose::Weights }],
         ),
     ];
-    let submitted = leader.submit(&second, "", 0).await.expect("submits");
+    let submitted = leader.submit(&second, "", 0, None).await.expect("submits");
     assert_eq!((submitted.cached, submitted.jobs[0].state), (0, JobState::Ready));
     do_all(&mut leader, &[start(2, 1, worker)]).await;
     let again = outcome(metrics(2.0), vec![checkpoint(10, Purpose::Weights, blob)]);
@@ -262,7 +262,7 @@ async fn outcomes_that_cannot_be_stored_are_named_and_store_nothing() {
 async fn a_released_segment_goes_on_from_its_handover_and_a_failed_one_does_not() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&pretrain(), "", 0).await.expect("submits");
+    leader.submit(&pretrain(), "", 0, None).await.expect("submits");
     let worker = db.worker(1).await;
     let (state, weights) = (db.upload("state at 7").await, db.upload("weights at 5").await);
     let handover = Handover {

@@ -30,7 +30,7 @@ fn removed(checkpoints: u64, blobs: u64, chunks: u64, bytes: u64) -> GcReport {
 async fn half_trained() -> (Db, Leader) {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&pretrain(), "", 0).await.expect("submits");
+    leader.submit(&pretrain(), "", 0, None).await.expect("submits");
     let weights = checkpoint(10, Purpose::Weights, upload(&db.store, &[b"shared", b"weights"]).await);
     let state = checkpoint(10, Purpose::Resume, upload(&db.store, &[b"shared", b"moments"]).await);
     finish(&db, &mut leader, 2, outcome(Default::default(), vec![weights, state])).await;
@@ -67,7 +67,7 @@ async fn what_another_sweep_still_needs_stays() {
     // The same first segment, then another second one.
     let mut other = pretrain();
     other.jobs[2].key = hash(b"other");
-    leader.submit(&other, "", 0).await.expect("submits");
+    leader.submit(&other, "", 0, None).await.expect("submits");
     finish(&db, &mut leader, 3, Outcome::default()).await;
     assert_eq!(gc(&db, HOUR).await, removed(0, 0, 0, 0));
     finish(&db, &mut leader, 10, Outcome::default()).await;
@@ -132,7 +132,7 @@ async fn try_upload(db: &Db, chunks: &[&[u8]]) -> Result<BlobRef, StoreError> {
 async fn what_was_accepted_beside_the_collector_is_whole() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&plan((1..=40).map(idle).collect()), "", 0).await.expect("submits");
+    leader.submit(&plan((1..=40).map(idle).collect()), "", 0, None).await.expect("submits");
     let store = db.store.clone();
     // Far too short a grace, so that many an upload has to be repeated; but what is accepted stays.
     let policy = GcPolicy { grace: Duration::from_millis(5), dry_run: false };

@@ -33,12 +33,12 @@ async fn whose_connection_is_gone_leads_no_more() {
 async fn an_older_epoch_stores_nothing() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&plan(vec![idle(1)]), "", 0).await.expect("submits");
+    leader.submit(&plan(vec![idle(1)]), "", 0, None).await.expect("submits");
     // As a second server would whose lock the first did not see.
     db.run("UPDATE taskvec.leader SET epoch = epoch + 1").await;
     let change = [Change::SetSweep { sweep: SweepId(1), state: SweepState::Cancelled }];
     assert!(matches!(leader.commit(&change, &BTreeMap::new()).await, Err(StoreError::Deposed)));
-    assert!(matches!(leader.submit(&plan(vec![idle(2)]), "", 0).await, Err(StoreError::Deposed)));
+    assert!(matches!(leader.submit(&plan(vec![idle(2)]), "", 0, None).await, Err(StoreError::Deposed)));
     assert_eq!(db.rows::<(i64, String)>("SELECT sweep_id, state FROM results.sweeps").await, [(1, "active".into())]);
 }
 
@@ -46,12 +46,12 @@ async fn an_older_epoch_stores_nothing() {
 async fn a_new_leader_finds_all_that_is_open_and_renews_the_leases() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&plan(vec![idle(1)]), "", 0).await.expect("submits");
+    leader.submit(&plan(vec![idle(1)]), "", 0, None).await.expect("submits");
     finish(&db, &mut leader, 1, Outcome::default()).await;
     let done = Change::SetSweep { sweep: SweepId(1), state: SweepState::Done };
     leader.commit(&[done], &BTreeMap::new()).await.expect("commits");
     leader.set_lease(Duration::ZERO);
-    let submitted = leader.submit(&pretrain(), "", 5).await.expect("submits");
+    let submitted = leader.submit(&pretrain(), "", 5, None).await.expect("submits");
     let worker = db.worker(1).await;
     let gone = db.worker(2).await;
     let left = Change::SetWorker { worker: gone, state: WorkerState::Left };

@@ -17,8 +17,8 @@ async fn list(db: &Db, query: ListQuery, columns: &[&str]) -> Vec<Value> {
 async fn listings_show_and_filter() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&plan(vec![idle(1), idle(2)]), "", 0).await.expect("submits");
-    leader.submit(&plan(vec![idle(3)]), "", 0).await.expect("submits");
+    leader.submit(&plan(vec![idle(1), idle(2)]), "", 0, None).await.expect("submits");
+    leader.submit(&plan(vec![idle(3)]), "", 0, None).await.expect("submits");
     let blob = db.upload("weights").await;
     finish(&db, &mut leader, 2, outcome(metrics(1.0), vec![checkpoint(10, Purpose::Weights, blob)])).await;
     let all = ListQuery::all;

@@ -9,4 +9,5 @@ mod listing;
 mod postgres;
 mod reader;
 mod submit;
+mod tls;
 mod views;

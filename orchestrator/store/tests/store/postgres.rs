@@ -1,7 +1,10 @@
 //! A PostgreSQL of the tests' own, on a Unix socket, gone when the process is.
 
 use std::{
-    os::unix::{fs::chown, process::CommandExt},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -34,11 +37,24 @@ impl Drop for Cluster {
 
 /// Starts a cluster with `settings` on the server's command line.
 pub fn start(settings: &str) -> Cluster {
+    start_with(settings, &[])
+}
+
+/// The same, with copies of `files` that only the server may read, beside its data folder.
+pub fn start_with(settings: &str, files: &[&Path]) -> Cluster {
     let bin = binaries();
     let folder = tempfile::Builder::new().prefix("tv-").tempdir_in("/tmp").expect("a folder under /tmp").keep();
     let user = unprivileged();
     if let Some((uid, gid)) = user {
         chown(&folder, Some(uid), Some(gid)).expect("root may chown");
+    }
+    for file in files {
+        let copy = folder.join(file.file_name().expect("a file"));
+        std::fs::copy(file, &copy).expect("copies");
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o600)).expect("its owner may");
+        if let Some((uid, gid)) = user {
+            chown(&copy, Some(uid), Some(gid)).expect("root may chown");
+        }
     }
     let run = |program: &Path| {
         let mut command = Command::new(program);

@@ -57,7 +57,7 @@ async fn values_of_any_type_come_as_json_in_order() {
 async fn queries_of_every_form_and_length_are_answered() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&pretrain(), "", 0).await.expect("submits");
+    leader.submit(&pretrain(), "", 0, None).await.expect("submits");
     let (reader, _) = reader(&db).await;
     for (query, rows) in [
         ("SELECT count(*) FROM results.jobs", vec![json!([7])]),

@@ -38,8 +38,8 @@ async fn a_sweep_is_stored_with_ids_from_one_and_no_gaps() {
     let plan = pretrain();
     let mut bad = plan.clone();
     bad.name = "NUL\0".into();
-    leader.submit(&bad, "", 0).await.expect_err("the database refuses it");
-    let submitted = leader.submit(&plan, "kind: selftest\n", 7).await.expect("submits");
+    leader.submit(&bad, "", 0, None).await.expect_err("the database refuses it");
+    let submitted = leader.submit(&plan, "kind: selftest\n", 7, None).await.expect("submits");
     let ids: Vec<i64> = submitted.jobs.iter().map(|j| j.id.0).collect();
     assert_eq!((submitted.sweep.id.0, submitted.sweep.priority, ids), (1, 7, (1..=7).collect()));
     let states: Vec<JobState> = submitted.jobs.iter().map(|j| j.state).collect();
@@ -50,7 +50,7 @@ async fn a_sweep_is_stored_with_ids_from_one_and_no_gaps() {
     assert_eq!(yaml, "kind: selftest\n");
     let spec: serde_json::Value = db.one("SELECT spec FROM results.runs").await;
     assert_eq!(serde_json::from_value::<RunSpec>(spec).expect("reads"), plan.runs[0].spec);
-    let second = leader.submit(&plan, "", 0).await.expect("submits");
+    let second = leader.submit(&plan, "", 0, None).await.expect("submits");
     assert_eq!((second.sweep.id.0, second.jobs[0].id.0, second.jobs[0].run.0), (2, 8, 2));
 }
 
@@ -58,9 +58,9 @@ async fn a_sweep_is_stored_with_ids_from_one_and_no_gaps() {
 async fn what_was_computed_is_not_computed_again() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&pretrain(), "", 0).await.expect("submits");
+    leader.submit(&pretrain(), "", 0, None).await.expect("submits");
     run_all(&db, &mut leader).await;
-    let again = leader.submit(&pretrain(), "", 0).await.expect("submits");
+    let again = leader.submit(&pretrain(), "", 0, None).await.expect("submits");
     assert_eq!((again.cached, again.sweep.state), (7, SweepState::Done));
     assert!(again.jobs.iter().all(|j| j.state == JobState::Done));
     let (cached, finished): (i64, i64) = db
@@ -79,7 +79,7 @@ async fn what_was_computed_is_not_computed_again() {
     let mut extra = more.jobs[6].clone();
     extra.key = hash(b"another k");
     more.jobs.push(extra);
-    let third = leader.submit(&more, "", 0).await.expect("submits");
+    let third = leader.submit(&more, "", 0, None).await.expect("submits");
     assert_eq!((third.cached, third.jobs[7].state, third.sweep.state), (7, JobState::Ready, SweepState::Active));
     assert!(!db.store.assignment(third.jobs[7].id).await.expect("assigns").inputs.is_empty());
 }
@@ -88,7 +88,7 @@ async fn what_was_computed_is_not_computed_again() {
 async fn a_cached_job_whose_checkpoint_is_needed_and_gone_runs_again() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&pretrain(), "", 0).await.expect("submits");
+    leader.submit(&pretrain(), "", 0, None).await.expect("submits");
     run_all(&db, &mut leader).await;
     db.run("DELETE FROM taskvec.checkpoints WHERE purpose = 'resume' OR step = 20").await;
     let keys: Vec<_> = pretrain().jobs.iter().map(|j| j.key).chain([hash(b"unknown")]).collect();
@@ -97,7 +97,7 @@ async fn a_cached_job_whose_checkpoint_is_needed_and_gone_runs_again() {
     assert_eq!((found.len(), found.get(&keys[1]), found.get(&keys[7])), (7, Some(&expected), None));
     let mut more = pretrain();
     more.jobs[6].key = hash(b"another k");
-    let submitted = leader.submit(&more, "", 0).await.expect("submits");
+    let submitted = leader.submit(&more, "", 0, None).await.expect("submits");
     let open: Vec<(i64, JobState)> =
         submitted.jobs.iter().filter(|j| !j.state.ended()).map(|j| (j.id.0 - 7, j.state)).collect();
     // Its weights, for which the segment, for which the state of the one before.
@@ -110,7 +110,7 @@ async fn a_repeated_analysis_shows_once() {
     let mut leader = db.lead().await;
     let mut twice = pretrain();
     twice.jobs.push(twice.jobs[0].clone());
-    leader.submit(&twice, "", 0).await.expect("submits");
+    leader.submit(&twice, "", 0, None).await.expect("submits");
     let worker = db.worker(1).await;
     let both = Change::Complete { attempt: attempt(1, 1), jobs: vec![JobId(1), JobId(8)] };
     let handed = outcomes([(1, 1, outcome(metrics(1.0), vec![]))]);
@@ -124,7 +124,7 @@ async fn a_repeated_analysis_shows_once() {
 async fn assignments_have_the_work_and_the_checkpoints_it_reads() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&pretrain(), "", 0).await.expect("submits");
+    leader.submit(&pretrain(), "", 0, None).await.expect("submits");
     let all: Vec<JobId> = (1..=8).map(JobId).collect();
     let mut before = db.store.assignments(&all).await.expect("asks");
     assert_eq!(before.len(), 7);
@@ -143,7 +143,7 @@ async fn assignments_have_the_work_and_the_checkpoints_it_reads() {
 async fn progress_says_how_far_a_sweep_is() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&pretrain(), "", 0).await.expect("submits");
+    leader.submit(&pretrain(), "", 0, None).await.expect("submits");
     let at_first = db.store.sweep_progress(SweepId(1)).await.expect("asks");
     assert_eq!((at_first.jobs, at_first.runs[0].state.as_str()), ([5, 2, 0, 0, 0, 0, 0], "waiting"));
     finish(&db, &mut leader, 2, outcome(metrics(1.0), vec![])).await;
@@ -178,7 +178,7 @@ async fn plans_that_do_not_fit_are_refused_with_a_reason() {
         (run, "the sweep cannot be stored: job 1 belongs to no run or needs a later job"),
         (order, "the sweep cannot be stored: job 2 belongs to no run or needs a later job"),
     ] {
-        assert_eq!(leader.submit(&bad, "", 0).await.expect_err(why).to_string(), why);
+        assert_eq!(leader.submit(&bad, "", 0, None).await.expect_err(why).to_string(), why);
     }
     assert_eq!(db.one::<i64>("SELECT count(*) FROM taskvec.sweeps").await, 0);
 }
@@ -188,7 +188,7 @@ async fn a_large_sweep_is_stored_in_parts() {
     let db = db().await;
     let mut leader = db.lead().await;
     let jobs = (0..12_000u32).map(|i| taskvec_model::plan::PlannedJob { key: hash(&i.to_le_bytes()), ..idle(0) });
-    let submitted = leader.submit(&plan(jobs.collect()), "", 0).await.expect("submits");
+    let submitted = leader.submit(&plan(jobs.collect()), "", 0, None).await.expect("submits");
     assert_eq!(submitted.jobs.len(), 12_000);
     assert_eq!(leader.load().await.expect("loads").jobs, submitted.jobs);
     let worker = db.worker(1).await;

@@ -48,7 +48,7 @@ async fn views_have_the_promised_columns_and_every_one_is_explained() {
 async fn task_decodability_stands_beside_icl_of_the_same_checkpoint() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&pretrain(), "", 0).await.expect("submits");
+    leader.submit(&pretrain(), "", 0, None).await.expect("submits");
     finish(&db, &mut leader, 2, outcome(metrics(9.0), vec![])).await;
     leader.commit(&[ready(4), ready(5), ready(7)], &BTreeMap::new()).await.expect("commits");
     finish(&db, &mut leader, 4, outcome(metrics(0.25), vec![])).await;
@@ -66,7 +66,7 @@ async fn task_decodability_stands_beside_icl_of_the_same_checkpoint() {
 async fn the_state_of_a_run_follows_from_its_jobs() {
     let db = db().await;
     let mut leader = db.lead().await;
-    leader.submit(&plan(vec![idle(1), idle(2)]), "", 0).await.expect("submits");
+    leader.submit(&plan(vec![idle(1), idle(2)]), "", 0, None).await.expect("submits");
     for (states, run) in [
         (["waiting", "ready"], "waiting"),
         (["failed", "ready"], "running"),

@@ -100,7 +100,13 @@ impl Client {
     }
 
     pub async fn submit(&self, yaml: &str) -> Result<pb::SubmitReply, Status> {
-        let request = pb::SubmitRequest { yaml: yaml.into(), file: "test.yaml".into(), priority: 0 };
+        self.submit_as(yaml, &[]).await
+    }
+
+    /// A submission that has a name, and may so be sent again.
+    pub async fn submit_as(&self, yaml: &str, request: &[u8]) -> Result<pb::SubmitReply, Status> {
+        let (yaml, file, request) = (yaml.into(), "test.yaml".into(), request.into());
+        let request = pb::SubmitRequest { yaml, file, priority: 0, request };
         within(self.sweeps.clone().submit(request)).await.map(tonic::Response::into_inner)
     }
 
