@@ -15,6 +15,7 @@ mod attention;
 mod buffer;
 mod dispatch;
 mod float;
+mod language;
 mod layer_norm;
 mod linear;
 mod linear_gelu;
@@ -29,6 +30,7 @@ mod tile;
 
 pub use adam::Adam;
 pub use attention::causal_attention;
+pub use language::{Activation, Attend, Rotary, Span, attend, gated, linear_t, rms_norm, rotate};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use linear_gelu::linear_gelu;
