@@ -118,7 +118,11 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], attend: &Atten
             let all = Tensor::cat(&[part(&span.prefix)?, part(&span.keys)?], 0)?;
             // (M, G, D) to (H, M, D), each group's keys repeated for its heads.
             let (m, _, d) = all.dims3()?;
-            all.unsqueeze(2)?.broadcast_as((m, groups, heads / groups, d))?.reshape((m, heads, d))?.transpose(0, 1)?.contiguous()
+            all.unsqueeze(2)?
+                .broadcast_as((m, groups, heads / groups, d))?
+                .reshape((m, heads, d))?
+                .transpose(0, 1)?
+                .contiguous()
         };
         let (k, v) = (keys(k)?, keys(v)?);
         let q = q.narrow(0, span.queries.start, span.queries.len())?.transpose(0, 1)?.contiguous()?;

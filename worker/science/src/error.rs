@@ -32,6 +32,21 @@ pub enum ScienceError {
     #[error("selftest job {0} failed, as its sweep file asks (behaviour: fail)")]
     Selftest(u32),
 
+    #[error(transparent)]
+    Load(#[from] crate::load::LoadError),
+
+    #[error(
+        "row {row} of the batch would have {tokens} tokens, but the model was made for {context} at most: use fewer shots or \
+         shorter inputs"
+    )]
+    TooLong { row: usize, tokens: usize, context: usize },
+
+    #[error(
+        "row {row} of the batch has the token {token}, but the model has embeddings for {vocabulary} only; is the tokenizer \
+         another model's?"
+    )]
+    UnknownToken { row: usize, token: u32, vocabulary: usize },
+
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
 }
@@ -39,7 +54,12 @@ pub enum ScienceError {
 impl ScienceError {
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Diverged { .. } | Self::BadCheckpoint { .. } | Self::MissingInput(_) => Retry::Never,
+            Self::Diverged { .. }
+            | Self::BadCheckpoint { .. }
+            | Self::MissingInput(_)
+            | Self::Load(_)
+            | Self::TooLong { .. }
+            | Self::UnknownToken { .. } => Retry::Never,
             Self::Write(_) | Self::Sink(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => Retry::Allowed,
         }
     }

@@ -9,6 +9,7 @@ pub mod data;
 mod error;
 mod execute;
 pub mod hook;
+pub mod load;
 pub mod model;
 pub mod optim;
 pub mod rng;

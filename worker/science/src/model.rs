@@ -5,8 +5,10 @@
 //! `read_in` and `read_out` as in PyTorch's `nn.Linear` (weights are (out, in)).
 
 mod init;
+pub mod language;
 
-use crate::hook::{BlockPoint, Hook, HookPoint, visit};
+use self::language::Rows;
+use crate::hook::{BlockPoint, Hook, HookPoint, Visitor, reborrow};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use taskvec_kernels::{causal_attention, layer_norm, linear, linear_gelu, linear_residual};
 use taskvec_model::spec::{DataSpec, ModelSpec};
@@ -134,20 +136,23 @@ impl Transformer {
 
     /// Predictions of y at the x positions, (B, K), for tokens (B, 2K, C) of the model's dtype.
     ///
-    /// A hook sees, and may replace, the activation at every [`HookPoint`]. Without one, the forward pass does less: each
+    /// A hook sees, and may replace, the activation at every [`HookPoint`] of width d, and what heads read (B, T, H, D).
+    /// Without one, the forward pass does less: each
     /// block adds the outputs of attention and MLP to the residual stream as it computes them, and the last block leaves
     /// out what only y positions would get. Predictions with and without a hook agree to rounding.
-    pub fn forward(&self, tokens: &Tensor, mut hook: Option<&mut Hook<'_>>) -> Result<Tensor> {
+    pub fn forward(&self, tokens: &Tensor, mut hook: Option<&mut dyn Hook>) -> Result<Tensor> {
+        let rows = Rows::equal(tokens.dim(0)?, tokens.dim(1)?);
+        let mut hook = Visitor::new(reborrow(&mut hook), &rows);
         let embedded = linear(tokens, &self.read_in.weight.t()?.contiguous()?, &self.read_in.bias)?;
-        let mut x = visit(&mut hook, HookPoint::Embed, embedded.broadcast_add(&self.positions)?)?;
+        let mut x = hook.visit(HookPoint::Embed, embedded.broadcast_add(&self.positions)?)?;
         for (i, block) in self.blocks.iter().enumerate() {
-            x = match &mut hook {
-                Some(hook) => block.forward_hooked(&x, self.sizes.heads, i, hook)?,
-                None if i + 1 < self.blocks.len() => block.forward(&x, self.sizes.heads)?,
-                None => block.forward_at_x(&x, self.sizes.heads)?,
+            x = match i + 1 < self.blocks.len() {
+                _ if hook.is_there() => block.forward_hooked(&x, self.sizes.heads, i, &mut hook)?,
+                true => block.forward(&x, self.sizes.heads)?,
+                false => block.forward_at_x(&x, self.sizes.heads)?,
             };
         }
-        self.predict(&if hook.is_some() { at_x(&x)? } else { x })
+        self.predict(&if hook.is_there() { at_x(&x)? } else { x })
     }
 
     /// Final norm and read-out of the residual stream at the x positions, (B, K, d).
@@ -191,11 +196,13 @@ impl Block {
         linear_residual(&self.mlp(&x)?, &self.mlp_proj.weight, &self.mlp_proj.bias, &x)
     }
 
-    fn forward_hooked(&self, x: &Tensor, heads: usize, block: usize, hook: &mut Hook<'_>) -> Result<Tensor> {
-        let mut hook = Some(hook);
-        let mut visit = |point, x| visit(&mut hook, HookPoint::Block(block, point), x);
+    fn forward_hooked(&self, x: &Tensor, heads: usize, block: usize, hook: &mut Visitor<'_>) -> Result<Tensor> {
+        let mut visit = |point, x| hook.visit(HookPoint::Block(block, point), x);
         let x = visit(BlockPoint::ResidPre, x.clone())?;
-        let added = linear(&self.attention(&x, heads)?, &self.attn_proj.weight, &self.attn_proj.bias)?;
+        let (b, t, d) = x.dims3()?;
+        let read = self.attention(&x, heads)?.reshape((b, t, heads, d / heads))?;
+        let read = visit(BlockPoint::Z, read)?.reshape((b, t, d))?;
+        let added = linear(&read, &self.attn_proj.weight, &self.attn_proj.bias)?;
         let added = visit(BlockPoint::AttnOut, added)?;
         let x = visit(BlockPoint::ResidMid, (x + added)?)?;
         let added = visit(BlockPoint::MlpOut, linear(&self.mlp(&x)?, &self.mlp_proj.weight, &self.mlp_proj.bias)?)?;

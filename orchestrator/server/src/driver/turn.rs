@@ -1,8 +1,6 @@
 //! One turn of the driver: commands in, one transaction, messages out.
 
-use super::{
-    Answer, Command, Connection, Control, Driver, Ended, Lead, News, Submission, outbox::SessionId,
-};
+use super::{Answer, Command, Connection, Control, Driver, Ended, Lead, News, Submission, outbox::SessionId};
 use crate::error::status;
 use std::collections::BTreeMap;
 use taskvec_model::{

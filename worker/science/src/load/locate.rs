@@ -1,0 +1,149 @@
+//! From what the user calls a model to the folder its files are in.
+
+use super::LoadError;
+use std::path::{Path, PathBuf};
+
+/// The folder of a model: `path` itself, its subfolder `revision`, the snapshot of a hub cache's folder
+/// (`models--owner--name`), or that of a hub name (`owner/name`) in one of `caches`.
+///
+/// # Errors
+/// Where there is no such folder or revision.
+pub(super) fn folder(path: &str, revision: Option<&str>, caches: &[PathBuf]) -> Result<PathBuf, LoadError> {
+    let root = root(path, caches)?;
+    if is_cache(&root) {
+        return snapshot(&root, revision.unwrap_or("main"));
+    }
+    let Some(revision) = revision else { return Ok(root) };
+    let inner = root.join(revision);
+    match is_plain(revision) && inner.is_dir() {
+        true => Ok(inner),
+        false => Err(LoadError::NoRevision { path: root.clone(), revision: revision.to_owned(), known: known(&root) }),
+    }
+}
+
+/// Revisions of a model whose names match `pattern` (`*` for any characters, `?` for one), by step and then by name.
+///
+/// # Errors
+/// Where there is no such folder, or nothing in it matches.
+pub(super) fn revisions(path: &str, pattern: &str, caches: &[PathBuf]) -> Result<Vec<String>, LoadError> {
+    let root = root(path, caches)?;
+    let known = known(&root);
+    let mut found: Vec<String> = known.iter().filter(|name| matches(pattern, name)).cloned().collect();
+    if found.is_empty() {
+        return Err(LoadError::NoMatch { path: root, pattern: pattern.to_owned(), known });
+    }
+    found.sort_by_key(|name| (step(name), name.clone()));
+    Ok(found)
+}
+
+/// The pretraining step that a revision names (`step1000-tokens4B`, `stage1-step1000`); 0 where it names none.
+pub(super) fn step(revision: &str) -> u64 {
+    let number = |from: &str| {
+        let digits = from.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+        digits.parse().ok()
+    };
+    revision.match_indices("step").find_map(|(at, word)| number(&revision[at + word.len()..])).unwrap_or(0)
+}
+
+/// Where HuggingFace's tools keep what they have downloaded on this machine.
+pub(super) fn hub_caches() -> Vec<PathBuf> {
+    let from = |variable: &str, inner: &str| Some(PathBuf::from(std::env::var_os(variable)?).join(inner));
+    let found = [from("HF_HUB_CACHE", ""), from("HF_HOME", "hub"), from("HOME", ".cache/huggingface/hub")];
+    found.into_iter().flatten().filter(|dir| dir.is_dir()).collect()
+}
+
+fn root(path: &str, caches: &[PathBuf]) -> Result<PathBuf, LoadError> {
+    let here = Path::new(path);
+    if here.is_dir() {
+        return Ok(here.to_owned());
+    }
+    let missing = || LoadError::NotFound { name: path.to_owned(), searched: caches.to_vec() };
+    if here.exists() {
+        let reason = "is a file of a kind that is not read here; name the folder with config.json".to_owned();
+        return Err(LoadError::BadFolder { path: here.to_owned(), reason });
+    }
+    let name = match path.split('/').collect::<Vec<_>>()[..] {
+        [owner, name] if !owner.is_empty() && !name.is_empty() => format!("models--{owner}--{name}"),
+        _ => return Err(missing()),
+    };
+    caches.iter().map(|cache| cache.join(&name)).find(|dir| dir.is_dir()).ok_or_else(missing)
+}
+
+/// Is this the folder of a model in a hub cache?
+fn is_cache(root: &Path) -> bool {
+    root.join("snapshots").is_dir() && !root.join("config.json").exists()
+}
+
+/// The snapshot of a branch, a tag or a commit.
+fn snapshot(root: &Path, revision: &str) -> Result<PathBuf, LoadError> {
+    let refs = root.join("refs").join(revision);
+    let commit = match std::fs::read_to_string(&refs) {
+        Ok(commit) if is_inside(revision) => commit.trim().to_owned(),
+        _ => revision.to_owned(),
+    };
+    let dir = root.join("snapshots").join(&commit);
+    match is_plain(&commit) && dir.is_dir() {
+        true => Ok(dir),
+        false => Err(LoadError::NoRevision { path: root.into(), revision: revision.into(), known: known(root) }),
+    }
+}
+
+/// One plain component of a path.
+fn is_plain(name: &str) -> bool {
+    Path::new(name).file_name() == Some(name.as_ref())
+}
+
+/// Only plain components.
+fn is_inside(name: &str) -> bool {
+    name.split('/').all(is_plain)
+}
+
+/// Names of all revisions: folders with a model in them, or the refs of a hub cache.
+fn known(root: &Path) -> Vec<String> {
+    let (dir, is_revision): (PathBuf, fn(&Path) -> bool) = match is_cache(root) {
+        true => (root.join("refs"), |path| path.is_file()),
+        false => (root.to_owned(), |path| path.join("config.json").is_file()),
+    };
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| is_revision(&entry.path()));
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some(wanted) = pattern.chars().next() else { return name.is_empty() };
+    let rest = &pattern[wanted.len_utf8()..];
+    if wanted == '*' {
+        return name.char_indices().any(|(at, _)| matches(rest, &name[at..])) || matches(rest, "");
+    }
+    let mut chars = name.chars();
+    chars.next().is_some_and(|c| wanted == '?' || wanted == c) && matches(rest, chars.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, name, wanted) in [
+            ("step*", "step1000-tokens4B", true),
+            ("step*", "main", false),
+            ("*4B", "step1000-tokens4B", true),
+            ("step?000*", "step1000-tokens4B", true),
+            ("step?000*", "step10000-tokens40B", false),
+            ("*", "anything", true),
+            ("", "x", false),
+            ("step", "step1", false),
+            ("*é*", "caféine", true),
+        ] {
+            assert_eq!(matches(pattern, name), wanted, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn steps_are_read_from_names() {
+        let steps = ["step1000-tokens4B", "stage1-step150-tokens1B", "main", "step-by-step12", "steps"].map(step);
+        assert_eq!(steps, [1000, 150, 0, 12, 0]);
+    }
+}

@@ -1,0 +1,140 @@
+//! From files to models: a folder as downloaded from the HuggingFace hub, or its copy in a hub cache.
+//!
+//! [`Files::find`] reads and checks what is small (configuration, headers of the weights), so that a wrong model is refused
+//! before anything large is read; [`Files::load`] reads the weights, one tensor after the other.
+
+mod assemble;
+mod config;
+mod error;
+mod identity;
+mod locate;
+mod names;
+mod shards;
+mod vocabulary;
+mod weights;
+
+pub use error::LoadError;
+pub use weights::{Parameters, Weights};
+
+use crate::model::language::{Config, LanguageModel};
+use candle_core::{DType, Device};
+use names::{Layout, Names};
+use shards::Shards;
+use std::path::{Path, PathBuf};
+use taskvec_model::spec::{FloatType, ModelIdentity};
+
+/// A model's files, found and looked into.
+pub struct Files {
+    folder: PathBuf,
+    revision: Option<String>,
+    config: Config,
+    layout: Layout,
+    shards: Shards,
+}
+
+impl Files {
+    /// The files of a model: `path` is a folder, or a hub name (`owner/name`) of which a hub cache on this machine has a
+    /// copy; `revision` is a folder below it, or a branch, tag or commit of the cache.
+    ///
+    /// # Errors
+    /// Where there is no such model (the error says what to place where), its architecture is not known, or its files are
+    /// incomplete, damaged or do not belong together.
+    pub fn find(path: &str, revision: Option<&str>) -> Result<Self, LoadError> {
+        let folder = locate::folder(path, revision, &locate::hub_caches())?;
+        let file = folder.join("config.json");
+        if !file.is_file() {
+            let reason = "has no config.json; name the folder that has it, or a revision below this one".to_owned();
+            return Err(LoadError::BadFolder { path: folder, reason });
+        }
+        let (config, layout) = config::read(&file)?;
+        let files =
+            Self { shards: Shards::open(&folder)?, folder, revision: revision.map(str::to_owned), config, layout };
+        if let Some(tokenizer) = files.tokenizer() {
+            vocabulary::check(&tokenizer, files.config.vocabulary)?;
+        }
+        Ok(files)
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The folder all files are in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// `tokenizer.json`, where there is one.
+    pub fn tokenizer(&self) -> Option<PathBuf> {
+        Some(self.folder.join("tokenizer.json")).filter(|path| path.is_file())
+    }
+
+    /// Number of parameters; tied weights count once.
+    pub fn parameters(&self) -> u64 {
+        let names = Names::new(self.layout, &self.config, |name| self.shards.shapes().contains_key(name));
+        let counted = self.shards.shapes().iter().filter(|(name, _)| !names.is_harmless(name));
+        counted.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// Memory that the weights take once they are loaded; loading needs no more, but for one tensor on another device.
+    pub fn bytes(&self, dtype: DType) -> u64 {
+        self.parameters() * dtype.size_in_bytes() as u64
+    }
+
+    /// What the model is, with the BLAKE3 digest of everything that is read of it. Hashing takes a while; a file is hashed
+    /// once in a process, as long as its size and its time of change stay the same.
+    ///
+    /// # Errors
+    /// Where a file cannot be read.
+    pub fn identity(&self) -> Result<ModelIdentity, LoadError> {
+        let mut files: Vec<PathBuf> = self.shards.paths().map(Path::to_owned).collect();
+        files.push(self.folder.join("config.json"));
+        files.extend(self.tokenizer());
+        let config = &self.config;
+        Ok(ModelIdentity {
+            digest: identity::digest(&files)?,
+            arch: config.arch.to_owned(),
+            layers: config.layers as u32,
+            width: config.width as u32,
+            heads: config.heads().unwrap_or(0) as u32,
+            vocabulary: config.vocabulary as u32,
+            parameters: self.parameters(),
+            context: config.context.map(|c| c as u32),
+            step: self.revision.as_deref().map_or(0, locate::step),
+        })
+    }
+
+    /// The model with all weights as `dtype` on `device`.
+    ///
+    /// # Errors
+    /// Where a tensor is missing, left over or of another shape than config.json says, or cannot be read.
+    pub fn load(&self, dtype: DType, device: &Device) -> Result<LanguageModel, LoadError> {
+        assemble::assemble(self.config.clone(), self.layout, &self.shards.reader(dtype, device))
+    }
+}
+
+/// What the model at `path` is: see [`Files::find`] and [`Files::identity`].
+///
+/// # Errors
+/// As those.
+pub fn identify(path: &str, revision: Option<&str>) -> Result<ModelIdentity, LoadError> {
+    Files::find(path, revision)?.identity()
+}
+
+/// Revisions of the model at `path` whose names match `pattern` (`*` stands for any characters, `?` for one), in the order
+/// of the pretraining steps they name.
+///
+/// # Errors
+/// Where there is no such model, or no revision matches.
+pub fn revisions(path: &str, pattern: &str) -> Result<Vec<String>, LoadError> {
+    locate::revisions(path, pattern, &locate::hub_caches())
+}
+
+/// The tensor type of a float type of the specification.
+pub fn dtype(float: FloatType) -> DType {
+    match float {
+        FloatType::F32 => DType::F32,
+        FloatType::Bf16 => DType::BF16,
+        FloatType::F16 => DType::F16,
+    }
+}

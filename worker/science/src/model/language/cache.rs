@@ -1,0 +1,221 @@
+//! What a model keeps of the tokens it has seen, so that rows can go on without seeing them again.
+//!
+//! Every layer has one slab of keys and one of values, (M, G, D): first what several rows share, then as much room for
+//! every row. Rows may be of any length, leave, be cut back to an earlier length, or branch from a common beginning.
+
+use super::batch::{Batch, Rows};
+use candle_core::{DType, Device, Result, Tensor};
+use std::{collections::BTreeMap, ops::Range};
+use taskvec_kernels::Span;
+
+/// Tokens of room that a row gets beyond what it needs when it first comes.
+const ROOM: usize = 32;
+
+/// Not `Clone`: slabs are written in place. [`Cache::branch`] makes an independent one.
+pub struct Cache {
+    rows: Vec<CachedRow>,
+    /// Tokens at the beginning of every slab that are prefixes of rows.
+    shared: usize,
+    /// Tokens of room for each row.
+    capacity: usize,
+    layers: Vec<LayerState>,
+}
+
+/// What one layer keeps.
+pub(crate) enum LayerState {
+    Attention(Keys),
+}
+
+/// Slabs of one layer's keys and values, both (M, G, D).
+pub(crate) struct Keys {
+    k: Tensor,
+    v: Tensor,
+}
+
+#[derive(Clone, Debug)]
+struct CachedRow {
+    /// Its place in the batch as it was first given.
+    index: usize,
+    /// Which of the rooms is its own.
+    slot: usize,
+    /// Its beginning, within the shared part.
+    prefix: Range<usize>,
+    /// Tokens in its own room.
+    own: usize,
+}
+
+impl CachedRow {
+    fn len(&self) -> usize {
+        self.prefix.len() + self.own
+    }
+}
+
+impl Cache {
+    /// An empty cache for `rows` rows.
+    pub(crate) fn new(rows: usize, layers: Vec<LayerState>) -> Self {
+        let rows = (0..rows).map(|i| CachedRow { index: i, slot: i, prefix: 0..0, own: 0 }).collect();
+        Self { rows, shared: 0, capacity: 0, layers }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Tokens that are kept of a row.
+    pub fn len(&self, row: usize) -> usize {
+        self.rows[row].len()
+    }
+
+    pub(crate) fn layers_mut(&mut self) -> &mut [LayerState] {
+        &mut self.layers
+    }
+
+    /// A cache whose row i goes on after all that is kept of row `parents[i]` of this one. What they have in common is kept
+    /// once, however many rows there are.
+    ///
+    /// # Errors
+    /// Tensor errors.
+    pub fn branch(&self, parents: &[usize]) -> Result<Self> {
+        let mut places: BTreeMap<usize, Range<usize>> = BTreeMap::new();
+        let mut shared = 0;
+        for &parent in parents {
+            places.entry(parent).or_insert_with(|| {
+                let from = shared;
+                shared += self.rows[parent].len();
+                from..shared
+            });
+        }
+        let moves: Vec<Move> =
+            places.iter().flat_map(|(&parent, place)| self.moves(&self.rows[parent], place.start)).collect();
+        let layers = self.layers.iter().map(|layer| layer.moved(&moves, shared)).collect::<Result<_>>()?;
+        let row = |(i, parent)| CachedRow { index: i, slot: i, prefix: places[parent].clone(), own: 0 };
+        Ok(Self { rows: parents.iter().enumerate().map(row).collect(), shared, capacity: 0, layers })
+    }
+
+    /// Forgets all of a row but its first `len` tokens, so that it can be continued in another way.
+    ///
+    /// # Errors
+    /// Where the row has fewer tokens, or shares more with others.
+    pub fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
+        let row = &mut self.rows[row];
+        if len > row.len() || len < row.prefix.len() {
+            candle_core::bail!(
+                "a row of {} tokens, {} of them shared, cannot be cut back to {len}",
+                row.len(),
+                row.prefix.len()
+            );
+        }
+        row.own = len - row.prefix.len();
+        Ok(())
+    }
+
+    /// Only these rows stay, in this order; each keeps its index. Nothing is copied.
+    pub fn retain(&mut self, rows: &[usize]) {
+        self.rows = rows.iter().map(|&i| self.rows[i].clone()).collect();
+    }
+
+    /// The rows of a pass over `batch`, and where their keys will lie once it is through.
+    ///
+    /// # Errors
+    /// Where the batch has another number of rows; tensor errors.
+    pub(crate) fn prepare(&mut self, batch: &Batch) -> Result<(Rows, Vec<Span>)> {
+        if batch.len() != self.rows.len() {
+            candle_core::bail!("a batch of {} rows goes on in a cache of {}", batch.len(), self.rows.len());
+        }
+        let rows = self.rows.iter().enumerate().map(|(i, row)| (batch.range(i).len(), row.index, row.len()));
+        let rows = Rows::new(rows);
+        let needed = (self.rows.iter().zip(rows.iter())).map(|(kept, row)| kept.own + row.tokens.len());
+        self.make_room(needed.max().unwrap_or(0))?;
+        let span = |(kept, row): (&CachedRow, &super::batch::Row)| {
+            let from = self.room(kept.slot);
+            let keys = from..from + kept.own + row.tokens.len();
+            Span { queries: row.tokens.clone(), prefix: kept.prefix.clone(), keys }
+        };
+        let spans = self.rows.iter().zip(rows.iter()).map(span).collect();
+        Ok((rows, spans))
+    }
+
+    /// The pass over `rows` is through: its tokens are kept.
+    pub(crate) fn keep(&mut self, rows: &Rows) {
+        for (kept, row) in self.rows.iter_mut().zip(rows.iter()) {
+            kept.own += row.tokens.len();
+        }
+    }
+
+    /// Where a row's own room begins.
+    fn room(&self, slot: usize) -> usize {
+        self.shared + slot * self.capacity
+    }
+
+    /// Makes the slabs larger where a row needs more room than it has.
+    fn make_room(&mut self, needed: usize) -> Result<()> {
+        if needed <= self.capacity {
+            return Ok(());
+        }
+        let capacity = if self.capacity == 0 { needed + ROOM } else { needed.max(2 * self.capacity) };
+        let mut moves = vec![Move { from: 0..self.shared, to: 0 }];
+        for (slot, row) in self.rows.iter().enumerate() {
+            let from = self.room(row.slot);
+            moves.push(Move { from: from..from + row.own, to: self.shared + slot * capacity });
+        }
+        let size = self.shared + self.rows.len() * capacity;
+        self.layers = self.layers.iter().map(|layer| layer.moved(&moves, size)).collect::<Result<_>>()?;
+        self.rows.iter_mut().enumerate().for_each(|(slot, row)| row.slot = slot);
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    /// Copies all of a row to `to`.
+    fn moves(&self, row: &CachedRow, to: usize) -> [Move; 2] {
+        let from = self.room(row.slot);
+        let own = Move { from: from..from + row.own, to: to + row.prefix.len() };
+        [Move { from: row.prefix.clone(), to }, own]
+    }
+}
+
+/// Tokens that are copied from one slab to another.
+struct Move {
+    from: Range<usize>,
+    to: usize,
+}
+
+impl LayerState {
+    fn moved(&self, moves: &[Move], size: usize) -> Result<Self> {
+        match self {
+            Self::Attention(Keys { k, v }) => {
+                Ok(Self::Attention(Keys { k: moved(k, moves, size)?, v: moved(v, moves, size)? }))
+            }
+        }
+    }
+}
+
+/// A new slab of `size` tokens with parts of another.
+fn moved(slab: &Tensor, moves: &[Move], size: usize) -> Result<Tensor> {
+    let (_, groups, head) = slab.dims3()?;
+    let new = Tensor::zeros((size, groups, head), slab.dtype(), slab.device())?;
+    for Move { from, to } in moves.iter().filter(|m| !m.from.is_empty()) {
+        new.slice_set(&slab.narrow(0, from.start, from.len())?, 0, *to)?;
+    }
+    Ok(new)
+}
+
+impl Keys {
+    /// Without any tokens yet; G groups of heads with D elements.
+    pub(crate) fn new(groups: usize, head: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let empty = Tensor::zeros((0, groups, head), dtype, device)?;
+        Ok(Self { k: empty.clone(), v: empty })
+    }
+
+    /// Writes the keys and values of a pass, (N, G, D), where `spans` say; gives all of them, (M, G, D).
+    pub(crate) fn append(&mut self, spans: &[Span], k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        for span in spans {
+            let tokens = span.queries.len();
+            for (slab, new) in [(&self.k, k), (&self.v, v)] {
+                let part = new.narrow(0, span.queries.start, tokens)?.contiguous()?;
+                slab.slice_set(&part, 0, span.keys.end - tokens)?;
+            }
+        }
+        Ok((self.k.clone(), self.v.clone()))
+    }
+}

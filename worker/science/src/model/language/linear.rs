@@ -1,0 +1,67 @@
+//! `x·Wᵀ + b`.
+
+use candle_core::{Result, Tensor};
+use std::fmt;
+use taskvec_kernels::linear_t;
+
+/// A linear map with its weight as (outputs, inputs), whatever the layout of the file it came from.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `weight` (outputs, inputs), `bias` (outputs).
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// (…, inputs) to (…, outputs).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        linear_t(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// The linear maps of a block with attention, named as in HuggingFace's Llama.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Projection {
+    Q,
+    K,
+    V,
+    /// From what the heads read into the residual stream.
+    Out,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Projection {
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::Out, Self::Gate, Self::Up, Self::Down];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::Out => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+}
+
+impl fmt::Display for Projection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

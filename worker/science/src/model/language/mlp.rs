@@ -1,0 +1,38 @@
+//! What a block does to each token on its own.
+
+use super::linear::{Linear, Projection};
+use candle_core::{Result, Tensor};
+use taskvec_kernels::{Activation, gated};
+
+pub(crate) struct Mlp {
+    pub(crate) kind: Kind,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+pub(crate) enum Kind {
+    /// `down(activation(gate(x)) · up(x))`.
+    Gated { gate: Linear, activation: Activation },
+    /// `down(gelu(up(x)))`, GELU in its tanh form.
+    Gelu,
+}
+
+impl Mlp {
+    /// (N, d) to (N, d).
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let inner = match &self.kind {
+            Kind::Gated { gate, activation } => gated(&gate.forward(x)?, &self.up.forward(x)?, *activation)?,
+            Kind::Gelu => self.up.forward(x)?.gelu()?,
+        };
+        self.down.forward(&inner)
+    }
+
+    pub(crate) fn linear_mut(&mut self, projection: Projection) -> Option<&mut Linear> {
+        match (projection, &mut self.kind) {
+            (Projection::Gate, Kind::Gated { gate, .. }) => Some(gate),
+            (Projection::Up, _) => Some(&mut self.up),
+            (Projection::Down, _) => Some(&mut self.down),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Pretrained language models: one decoder, built of shared parts as its [`Config`] says.
+//!
+//! There is no padding. A [`Batch`] has rows of any lengths, whose tokens go through the model one row after the other;
+//! positions count from each row's beginning, and every number depends on its own row alone.
+
+mod attention;
+mod batch;
+mod block;
+mod cache;
+mod config;
+mod generate;
+mod linear;
+mod mlp;
+mod norm;
+mod pass;
+mod rotary;
+
+pub use batch::{Batch, EmptyRow, Row, Rows};
+pub use block::Block;
+pub use cache::Cache;
+pub use config::{
+    AttentionConfig, Config, Embedding, MixerConfig, MlpConfig, MlpKind, NormConfig, NormKind, Placement, RotaryConfig,
+    RotaryScaling, Unembedding,
+};
+pub use generate::{generate, go_on};
+pub use linear::{Linear, Projection};
+
+pub(crate) use self::{
+    attention::Attention,
+    block::{Mixer, Sublayer},
+    mlp::{Kind as MlpParts, Mlp},
+    norm::Norm,
+    rotary::Frequencies,
+};
+
+use crate::{
+    ScienceError,
+    hook::{Hook, HookPoint, Visitor, reborrow},
+};
+use cache::{Keys, LayerState};
+use candle_core::{DType, Device, Result, Tensor};
+use norm::wide;
+use pass::Pass;
+use taskvec_kernels::Span;
+
+/// Which tokens' predictions are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// No token's.
+    None,
+    /// Those of each row's last token.
+    Last,
+    All,
+}
+
+/// A language model with its weights. Nothing in it changes during a pass; what does is in [`Cache`] and [`Hook`].
+pub struct LanguageModel {
+    pub(crate) config: Config,
+    /// (V, d).
+    pub(crate) embedding: Tensor,
+    /// Learned positions, (context, d).
+    pub(crate) positions: Option<Tensor>,
+    pub(crate) rotary: Option<Frequencies>,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) norm: Norm,
+    /// (V, d).
+    pub(crate) unembedding: Linear,
+}
+
+impl LanguageModel {
+    /// Sizes and everything else that distinguishes this model from others.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What weights and activations are held in.
+    pub fn dtype(&self) -> DType {
+        self.embedding.dtype()
+    }
+
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
+    /// The linear maps of a block (from 0), to be read or changed.
+    pub fn blocks_mut(&mut self) -> &mut [Block] {
+        &mut self.blocks
+    }
+
+    /// An empty cache for `rows` rows.
+    pub fn cache(&self, rows: usize) -> Result<Cache> {
+        let layer = |_| match &self.config.mixer {
+            MixerConfig::Attention(a) => {
+                Keys::new(a.groups, a.head, self.dtype(), self.device()).map(LayerState::Attention)
+            }
+        };
+        Ok(Cache::new(rows, (0..self.config.layers).map(layer).collect::<Result<_>>()?))
+    }
+
+    /// One pass over `batch`, whose rows go on after what `cache` holds of them (row i of the batch is row i of the cache).
+    ///
+    /// `hook` sees and may replace activations: the residual stream as it enters block 1 and as blocks leave it are
+    /// [`HookPoint::hidden`]. Gives (B, V) logits for [`Logits::Last`], (N, V) for [`Logits::All`], in f32 at least.
+    ///
+    /// # Errors
+    /// [`ScienceError::TooLong`] and [`ScienceError::UnknownToken`], which name the row; tensor errors. The cache then
+    /// is as it was.
+    pub fn forward(
+        &self,
+        batch: &Batch,
+        mut cache: Option<&mut Cache>,
+        mut hook: Option<&mut dyn Hook>,
+        wanted: Logits,
+    ) -> std::result::Result<Option<Tensor>, ScienceError> {
+        let (rows, spans) = match &mut cache {
+            Some(cache) => cache.prepare(batch)?,
+            None => (Rows::of(batch), (0..batch.len()).map(|i| Span::alone(batch.range(i))).collect()),
+        };
+        self.check(batch, &rows)?;
+        let positions: Vec<usize> = rows.positions().collect();
+        let angles = |rotary: &Frequencies| rotary.at(&positions, wide(self.dtype()), self.device());
+        let rotary = self.rotary.as_ref().map(angles).transpose()?;
+        let mut pass = Pass { hook: Visitor::new(reborrow(&mut hook), &rows), spans, rotary };
+        let mut x = pass.hook.visit(HookPoint::Embed, self.embed(batch.tokens(), &positions)?)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let state = cache.as_mut().map(|cache| &mut cache.layers_mut()[i]);
+            x = block.forward(&x, i, state, &mut pass)?;
+        }
+        if let Some(cache) = cache {
+            cache.keep(&rows);
+        }
+        Ok(match wanted {
+            Logits::None => None,
+            Logits::All => Some(self.logits(&x)?),
+            Logits::Last => {
+                let last: Vec<u32> = rows.last().map(|t| t as u32).collect();
+                Some(self.logits(&x.index_select(&Tensor::new(last, x.device())?, 0)?)?)
+            }
+        })
+    }
+
+    /// What the final norm and the unembedding make of states of the residual stream, (…, d) to (…, V) in f32 at least:
+    /// of the last block's, the model's predictions; of earlier ones, the logit lens.
+    pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        let logits = self.unembedding.forward(&self.norm.forward(states)?)?.to_dtype(wide(states.dtype()))?;
+        match self.config.unembedding.softcap {
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+            None => Ok(logits),
+        }
+    }
+
+    /// What enters the first block, (N, d).
+    fn embed(&self, tokens: &[u32], positions: &[usize]) -> Result<Tensor> {
+        let mut x = self.embedding.index_select(&Tensor::new(tokens, self.device())?, 0)?;
+        if let Some(scale) = self.config.embedding.scale {
+            x = x.broadcast_mul(&Tensor::new(scale, self.device())?.to_dtype(x.dtype())?)?;
+        }
+        if let Some(table) = &self.positions {
+            let positions: Vec<u32> = positions.iter().map(|p| *p as u32).collect();
+            x = (x + table.index_select(&Tensor::new(positions, self.device())?, 0)?)?;
+        }
+        Ok(x)
+    }
+
+    /// Rows must fit the context, and tokens the vocabulary.
+    fn check(&self, batch: &Batch, rows: &Rows) -> std::result::Result<(), ScienceError> {
+        let (vocabulary, context) = (self.config.vocabulary, self.config.context.unwrap_or(usize::MAX));
+        for (i, row) in rows.iter().enumerate() {
+            let tokens = row.start + row.tokens.len();
+            if tokens > context {
+                return Err(ScienceError::TooLong { row: row.index, tokens, context });
+            }
+            if let Some(&token) = batch.row(i).iter().find(|t| **t as usize >= vocabulary) {
+                return Err(ScienceError::UnknownToken { row: row.index, token, vocabulary });
+            }
+        }
+        Ok(())
+    }
+}
