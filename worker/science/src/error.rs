@@ -1,5 +1,9 @@
 //! What can go wrong in a job, and whether another try could help.
 
+use crate::{
+    task::{PromptError, TaskError},
+    tokenizer::TokenizerError,
+};
 use std::path::PathBuf;
 use taskvec_model::job::Retry;
 
@@ -32,6 +36,15 @@ pub enum ScienceError {
     #[error("selftest job {0} failed, as its sweep file asks (behaviour: fail)")]
     Selftest(u32),
 
+    #[error(transparent)]
+    Task(#[from] TaskError),
+
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
 }
@@ -40,6 +53,7 @@ impl ScienceError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Diverged { .. } | Self::BadCheckpoint { .. } | Self::MissingInput(_) => Retry::Never,
+            Self::Task(_) | Self::Prompt(_) | Self::Tokenizer(_) => Retry::Never,
             Self::Write(_) | Self::Sink(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => Retry::Allowed,
         }
     }
