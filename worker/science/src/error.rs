@@ -1,5 +1,9 @@
 //! What can go wrong in a job, and whether another try could help.
 
+use crate::{
+    task::{PromptError, TaskError},
+    tokenizer::TokenizerError,
+};
 use std::path::PathBuf;
 use taskvec_model::job::Retry;
 
@@ -47,6 +51,14 @@ pub enum ScienceError {
     )]
     UnknownToken { row: usize, token: u32, vocabulary: usize },
 
+    Task(#[from] TaskError),
+
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
 }
@@ -60,6 +72,7 @@ impl ScienceError {
             | Self::Load(_)
             | Self::TooLong { .. }
             | Self::UnknownToken { .. } => Retry::Never,
+            Self::Task(_) | Self::Prompt(_) | Self::Tokenizer(_) => Retry::Never,
             Self::Write(_) | Self::Sink(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => Retry::Allowed,
         }
     }

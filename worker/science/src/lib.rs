@@ -1,4 +1,4 @@
-//! The science of a job: synthetic data, the model and its training, and the analyses of checkpoints.
+//! The science of a job: synthetic data and tasks in words, the models and their training, and the analyses of checkpoints.
 //!
 //! No network, no database, no clock but for rates: a job is a function of its [`JobWork`] and its input checkpoints. What
 //! it produces on the way goes through a [`Sink`]; what ends it is [`Executed`] or a [`ScienceError`].
@@ -14,6 +14,8 @@ pub mod model;
 pub mod optim;
 pub mod rng;
 mod selftest;
+pub mod task;
+pub mod tokenizer;
 pub mod train;
 
 pub use error::ScienceError;

@@ -95,6 +95,17 @@ pub enum Family {
     Pairs { file: DataFile },
 }
 
+impl Family {
+    /// The latent tasks, in order; empty where only the file knows them.
+    pub fn latent_tasks(&self) -> &'static [&'static str] {
+        match self {
+            Self::Bitwise { .. } => &["AND", "NAND", "OR", "NOR", "XOR", "XNOR", "Null"],
+            Self::Pos { .. } => &["Noun", "Adjective", "Verb", "Adverb", "Preposition", "Pronoun", "Null"],
+            Self::Pairs { .. } => &[],
+        }
+    }
+}
+
 /// Tagged sentences.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "format", rename_all = "snake_case")]
@@ -123,15 +134,16 @@ pub struct DataFile {
 }
 
 /// How a prompt is written: the instruction (where there is one) and a separator, then for each demonstration
-/// `input TEXT arrow gap OUTPUT separator`, then the query up to its arrow. The model is to go on with `gap OUTPUT`.
+/// `input TEXT arrow gap OUTPUT separator`, then the query up to its arrow. The model is to go on with `gap OUTPUT`; where
+/// the tokenizer makes the gap a token of its own before every output, the query includes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Template {
     /// Before every input.
     pub input: String,
-    /// After every input; the token read for TD is its last.
+    /// After every input. Site `x` is the last token before the output: the arrow's, or the gap's.
     pub arrow: String,
-    /// Between arrow and output; belongs to the answer, since most tokenizers merge a space with the word after it.
+    /// Between arrow and output. Most tokenizers merge a space with the word after it, but many not with digits.
     pub gap: String,
     /// Between output and the next input; also ends the model's answer.
     pub separator: String,
