@@ -32,6 +32,9 @@ pub enum ScienceError {
     #[error("selftest job {0} failed, as its sweep file asks (behaviour: fail)")]
     Selftest(u32),
 
+    #[error("this version cannot compute `{0}` jobs; use a newer one on this worker")]
+    NotHere(taskvec_model::job::JobKind),
+
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
 }
@@ -39,7 +42,7 @@ pub enum ScienceError {
 impl ScienceError {
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Diverged { .. } | Self::BadCheckpoint { .. } | Self::MissingInput(_) => Retry::Never,
+            Self::Diverged { .. } | Self::BadCheckpoint { .. } | Self::MissingInput(_) | Self::NotHere(_) => Retry::Never,
             Self::Write(_) | Self::Sink(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => Retry::Allowed,
         }
     }
