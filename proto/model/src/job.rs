@@ -3,7 +3,10 @@
 use crate::{
     id::Digest,
     metric::Metrics,
-    spec::{Behaviour, CheckpointSpec, DataSpec, ModelSpec, TdSpec, TrainSpec},
+    spec::{
+        Behaviour, CheckpointSpec, DataSpec, InterventionSpec, Layers, LoraSpec, ModelSpec, NaturalSpec, PretrainedSpec,
+        Site, TdSpec, TrainSpec, TuneSpec,
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -30,6 +33,34 @@ pub enum JobWork {
     Icl { seed: u64, model: ModelSpec, data: DataSpec, sequences: u32 },
     /// Task decodability of one checkpoint.
     Td { seed: u64, model: ModelSpec, data: DataSpec, td: TdSpec },
+    /// A language model on prompts with `shots` demonstrations: whatever is asked for, from the same prompts. Reads the
+    /// adapters of a fine-tuned model, where it is one, as its weights.
+    Measure {
+        seed: u64,
+        model: PretrainedSpec,
+        /// Its `shots` are those of the job alone.
+        data: NaturalSpec,
+        shots: u32,
+        /// Accuracy, on this many prompts of each task.
+        icl: Option<u32>,
+        td: Option<TdPart>,
+        lens: Option<LensPart>,
+    },
+    /// What interventions in the states of one model do to its metric. Reads the checkpoint of a synthetic model, or the
+    /// adapters of a fine-tuned one, as its weights.
+    Intervene { seed: u64, subject: Subject, spec: InterventionSpec },
+    /// Training of adapters from the state after step `from` to the state after step `to`; `from` 0 starts from fresh ones.
+    Finetune {
+        seed: u64,
+        model: PretrainedSpec,
+        /// Its `shots` are those of `train` alone.
+        data: NaturalSpec,
+        lora: LoraSpec,
+        train: TuneSpec,
+        checkpoints: CheckpointSpec,
+        from: u64,
+        to: u64,
+    },
     /// Nothing, in a chosen manner.
     Selftest { seed: u64, index: u32, behaviour: Behaviour, millis: u64 },
 }
@@ -41,9 +72,47 @@ impl JobWork {
             Self::Baselines { .. } => JobKind::Baselines,
             Self::Icl { .. } => JobKind::Icl,
             Self::Td { .. } => JobKind::Td,
+            Self::Measure { .. } => JobKind::Measure,
+            Self::Intervene { .. } => JobKind::Interventions,
+            Self::Finetune { .. } => JobKind::Finetune,
             Self::Selftest { .. } => JobKind::Selftest,
         }
     }
+}
+
+/// Task decodability as part of [`JobWork::Measure`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TdPart {
+    pub layers: Layers,
+    pub sites: Vec<Site>,
+    /// Neighbours that vote.
+    pub k: u32,
+    pub samples_per_task: u32,
+    /// Also between two tasks at a time.
+    pub pairs: bool,
+}
+
+/// The logit lens as part of [`JobWork::Measure`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LensPart {
+    pub layers: Layers,
+    pub samples_per_task: u32,
+}
+
+/// In whose states [`JobWork::Intervene`] intervenes, and on which sequences.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "world", rename_all = "snake_case")]
+pub enum Subject {
+    Synthetic {
+        model: ModelSpec,
+        data: DataSpec,
+    },
+    Language {
+        model: PretrainedSpec,
+        /// Its `shots` are those of the job alone.
+        data: NaturalSpec,
+        shots: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -53,11 +122,23 @@ pub enum JobKind {
     Baselines,
     Icl,
     Td,
+    Measure,
+    Interventions,
+    Finetune,
     Selftest,
 }
 
 impl JobKind {
-    pub const ALL: [Self; 5] = [Self::Train, Self::Baselines, Self::Icl, Self::Td, Self::Selftest];
+    pub const ALL: [Self; 8] = [
+        Self::Train,
+        Self::Baselines,
+        Self::Icl,
+        Self::Td,
+        Self::Measure,
+        Self::Interventions,
+        Self::Finetune,
+        Self::Selftest,
+    ];
 
     /// Raised by hand whenever a change to the code changes this kind's numbers, so that older results are not reused.
     pub fn code_version(self) -> u32 {
@@ -66,8 +147,16 @@ impl JobKind {
             Self::Baselines => 1,
             Self::Icl => 1,
             Self::Td => 1,
+            Self::Measure => 1,
+            Self::Interventions => 1,
+            Self::Finetune => 1,
             Self::Selftest => 1,
         }
+    }
+
+    /// Is it a segment of training? Then it has a state to hand over when it is stopped, and its progress is the run's.
+    pub fn trains(self) -> bool {
+        matches!(self, Self::Train | Self::Finetune)
     }
 
     pub fn as_str(self) -> &'static str {
@@ -76,6 +165,9 @@ impl JobKind {
             Self::Baselines => "baselines",
             Self::Icl => "icl",
             Self::Td => "td",
+            Self::Measure => "measure",
+            Self::Interventions => "interventions",
+            Self::Finetune => "finetune",
             Self::Selftest => "selftest",
         }
     }

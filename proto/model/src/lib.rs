@@ -5,6 +5,7 @@
 pub mod id;
 pub mod job;
 pub mod metric;
+mod names;
 pub mod plan;
 pub mod schedule;
 pub mod spec;

@@ -1,6 +1,9 @@
 //! Metric rows: one struct per result view, without the run and step, which the job knows.
 
-use crate::{job::BadName, spec::Site};
+use crate::{
+    job::BadName,
+    spec::{PatchMode, PatchPositions, Site},
+};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
@@ -17,11 +20,19 @@ pub struct Metrics {
     pub td: Vec<Td>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub td_bound: Vec<TdBound>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub td_pairs: Vec<TdPair>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interventions: Vec<Intervention>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lens: Vec<Lens>,
 }
 
 impl Metrics {
     pub fn rows(&self) -> usize {
-        self.train_loss.len() + self.icl.len() + self.baselines.len() + self.td.len() + self.td_bound.len()
+        let synthetic = self.baselines.len() + self.td_bound.len();
+        let natural = self.td_pairs.len() + self.lens.len();
+        self.train_loss.len() + self.icl.len() + self.td.len() + self.interventions.len() + synthetic + natural
     }
 }
 
@@ -29,7 +40,8 @@ impl Metrics {
 pub struct TrainLoss {
     /// The update whose loss this is; the first update is step 1.
     pub step: u64,
-    /// Mean squared error over the batch and all positions, before the update.
+    /// Before the update: mean squared error over the batch and all positions; of a language model, mean cross-entropy
+    /// (in nats) over the answer tokens of the batch.
     pub loss: f64,
     pub learning_rate: f64,
     /// A time, not a result: it differs from machine to machine.
@@ -41,7 +53,7 @@ pub struct Icl {
     pub latent_task: String,
     /// Demonstrations before the last query of the sequence: K − 1 for synthetic data.
     pub shots: u32,
-    /// 1 … K, or none for the mean over positions.
+    /// 1 … K, or none for the mean over positions; always none for language models.
     pub position: Option<u32>,
     pub metric: IclMetric,
     pub value: f64,
@@ -51,10 +63,12 @@ pub struct Icl {
     pub n: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IclMetric {
+    /// Squared error.
     Mse,
+    /// Exact match of the whole greedy answer.
     Accuracy,
 }
 
@@ -142,4 +156,54 @@ pub struct TdBound {
     pub shots: u32,
     /// How often the exact posterior over bases is highest at the true one.
     pub value: f64,
+}
+
+/// Task decodability between two latent tasks alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TdPair {
+    pub layer: u32,
+    pub site: Site,
+    /// Comes before `latent_task_b` in the order of the tasks.
+    pub latent_task_a: String,
+    pub latent_task_b: String,
+    pub shots: u32,
+    /// Fraction of the samples of both whose neighbours, among both, name the right one; chance is 0.5.
+    pub value: f64,
+}
+
+/// What moving the states of a source task towards a target task does to the metric of the source task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Intervention {
+    pub layer: u32,
+    pub site: Site,
+    pub positions: PatchPositions,
+    pub mode: PatchMode,
+    pub source_task: String,
+    pub target_task: String,
+    pub shots: u32,
+    pub metric: IclMetric,
+    /// Without the intervention, on the same sequences.
+    pub baseline: f64,
+    pub patched: f64,
+    /// From 1: which independent draw of sequences.
+    pub replicate: u32,
+    /// Sequences of the source task.
+    pub n: u32,
+}
+
+/// What the final norm and the unembedding make of a layer's state before the answer: of the first token of the right answer,
+/// over the prompts of one latent task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lens {
+    pub layer: u32,
+    pub latent_task: String,
+    pub shots: u32,
+    /// How often it is the first choice.
+    pub accuracy: f64,
+    /// Mean log probability, in nats.
+    pub log_prob: f64,
+    /// Mean rank among all tokens; 1 is the first choice.
+    pub rank: f64,
+    /// Prompts.
+    pub n: u32,
 }

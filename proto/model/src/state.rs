@@ -1,36 +1,7 @@
 //! States of sweeps, jobs and workers, as they are stored and shown.
 
-use crate::job::BadName;
+use crate::names::names;
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
-
-macro_rules! names {
-    ($ty:ident, $what:literal, $($variant:ident = $name:literal),+ $(,)?) => {
-        impl $ty {
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $name),+ }
-            }
-        }
-
-        impl fmt::Display for $ty {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-
-        impl FromStr for $ty {
-            type Err = BadName;
-            fn from_str(s: &str) -> Result<Self, BadName> {
-                match s {
-                    $($name => Ok(Self::$variant),)+
-                    _ => Err(BadName { what: $what, text: s.to_owned() }),
-                }
-            }
-        }
-    };
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

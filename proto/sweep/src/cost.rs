@@ -1,9 +1,11 @@
 //! Rough sizes: parameters, memory, floating-point operations and checkpoint bytes, for limits and estimates.
 
+mod natural;
+
 use crate::key::analysis_steps_in;
 use std::collections::BTreeMap;
 use taskvec_model::{
-    job::{JobKind, JobWork},
+    job::{JobKind, JobWork, Subject},
     plan::Plan,
     spec::{DataSpec, SparseLinear, TrainSpec},
 };
@@ -54,6 +56,10 @@ impl Shape {
 
 /// Floating-point operations of a job.
 pub(crate) fn flops(work: &JobWork) -> f64 {
+    natural::flops(work).unwrap_or_else(|| synthetic_flops(work))
+}
+
+fn synthetic_flops(work: &JobWork) -> f64 {
     match work {
         JobWork::Train { model, data: DataSpec::SparseLinear(data), train, from, to, .. } => {
             let TrainSpec { batch, .. } = train;
@@ -76,7 +82,14 @@ pub(crate) fn flops(work: &JobWork) -> f64 {
             let bayes = f64::from(data.bases) * (2.0 * k * r * r + r * r * r);
             f64::from(*sequences) * k * (ridge + lasso + bayes)
         }
-        JobWork::Selftest { .. } => 0.0,
+        JobWork::Intervene { subject: Subject::Synthetic { model, data: DataSpec::SparseLinear(data) }, spec, .. } => {
+            let tasks = data.latent_tasks();
+            let layers = spec.layers.resolve(model.layers).map_or(1, |l| l.len());
+            let passes = tasks.len() + layers * spec.pairs.count(&tasks);
+            let sequences = passes as f64 * f64::from(spec.samples_per_task) * f64::from(spec.replicates);
+            Shape::of(model, data).forward_flops(sequences)
+        }
+        JobWork::Measure { .. } | JobWork::Intervene { .. } | JobWork::Finetune { .. } | JobWork::Selftest { .. } => 0.0,
     }
 }
 
@@ -99,7 +112,7 @@ pub struct KindEstimate {
     pub jobs: usize,
     /// How many of them a stored result satisfies.
     pub cached: usize,
-    /// Floating-point operations of the others, roughly.
+    /// Floating-point operations of the others, roughly; 0 for those whose model was not looked at.
     pub flops: f64,
 }
 
@@ -141,6 +154,11 @@ pub fn estimate(plan: &Plan, satisfied: &[bool]) -> Estimate {
         match &job.work {
             JobWork::Train { model, data: DataSpec::SparseLinear(data), train, checkpoints, from, to, .. } => {
                 let bytes = 4.0 * Shape::of(model, data).parameters();
+                out.weight_bytes += bytes * analysis_steps_in(checkpoints, train.steps, *from, *to).len() as f64;
+                out.resume_bytes += 3.0 * bytes;
+            }
+            JobWork::Finetune { model, lora, train, checkpoints, from, to, .. } => {
+                let bytes = 4.0 * natural::adapter_parameters(model, lora);
                 out.weight_bytes += bytes * analysis_steps_in(checkpoints, train.steps, *from, *to).len() as f64;
                 out.resume_bytes += 3.0 * bytes;
             }

@@ -1,12 +1,14 @@
 //! The grid: which paths a sweep varies, over which values, and the trees of its points.
 
+mod paths;
+
 use crate::{
     Limits,
-    fault::{Collector, Mark, did_you_mean, quoted},
+    fault::{Collector, Mark},
     read::shown,
-    schema::{Default, Kind, ROOT},
-    tree::{Entry, Node, Value, join},
+    tree::{Entry, Node, Value},
 };
+use paths::Paths;
 use serde_json::{Map, Value as Json};
 use std::collections::BTreeSet;
 
@@ -27,6 +29,31 @@ pub(crate) struct Point {
     pub tree: Node,
     /// Dotted path → value, as written.
     pub params: Json,
+    /// Does it have a revision that a pattern matched?
+    pub matched: bool,
+}
+
+impl Point {
+    /// The same with a pattern replaced by one text that it stands for.
+    pub fn with_text(&self, path: &str, text: &str) -> Self {
+        let mut tree = self.tree.clone();
+        let mut params = self.params.clone();
+        if let Some(node) = at_path(&mut tree, path) {
+            node.value = Value::Text(text.to_owned());
+            node.varied = true;
+        }
+        if let Some(params) = params.as_object_mut() {
+            params.insert(path.to_owned(), text.into());
+        }
+        Self { tree, params, matched: true }
+    }
+}
+
+fn at_path<'a>(node: &'a mut Node, path: &str) -> Option<&'a mut Node> {
+    path.split('.').try_fold(node, |node, name| match &mut node.value {
+        Value::Map(entries) => entries.iter_mut().find(|e| e.key == name).map(|e| &mut e.node),
+        _ => None,
+    })
 }
 
 impl Grid {
@@ -34,6 +61,7 @@ impl Grid {
     pub fn take(root: &mut Node, faults: &mut Collector) -> Self {
         let Value::Map(entries) = &mut root.value else { return Self { axes: Vec::new() } };
         let Some(i) = entries.iter().position(|e| e.key == "grid") else { return Self { axes: Vec::new() } };
+        let paths = Paths::of(entries);
         let grid = entries.remove(i).node;
         if !matches!(grid.value, Value::Map(_)) {
             let found = grid.describe();
@@ -44,7 +72,7 @@ impl Grid {
             if faults.is_full() {
                 break;
             }
-            if let Some(axis) = axis(entry, faults) {
+            if let Some(axis) = axis(entry, &paths, faults) {
                 if let Some(other) = axes.iter().find(|a| overlap(&a.path, &axis.path)) {
                     let message =
                         format!("`{}` and `{}` vary the same values; keep one of them", other.path, axis.path);
@@ -105,13 +133,13 @@ impl Grid {
             put(&mut tree, &axis.path, axis.at, value);
             params.insert(axis.path.clone(), value.to_json());
         }
-        Point { tree, params: Json::Object(params) }
+        Point { tree, params: Json::Object(params), matched: false }
     }
 }
 
-fn axis(entry: &Entry, faults: &mut Collector) -> Option<Axis> {
+fn axis(entry: &Entry, paths: &Paths, faults: &mut Collector) -> Option<Axis> {
     let (path, node) = (&entry.key, &entry.node);
-    if let Err(message) = resolve(path) {
+    if let Err(message) = paths.resolve(path) {
         faults.add(entry.key_at, message);
         return None;
     }
@@ -141,63 +169,6 @@ fn axis(entry: &Entry, faults: &mut Collector) -> Option<Axis> {
 fn overlap(a: &str, b: &str) -> bool {
     let (short, long) = if a.len() <= b.len() { (a, b) } else { (b, a) };
     long.strip_prefix(short).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
-/// Is it a path that a grid may vary?
-fn resolve(path: &str) -> Result<(), String> {
-    let mut kind = &ROOT;
-    let mut so_far = String::new();
-    for (i, name) in path.split('.').enumerate() {
-        if matches!(kind, Kind::List { .. }) {
-            return Err(format!("grid path {} reaches into a list; vary `{so_far}` as a whole", quoted(path)));
-        }
-        let fixed = ["version", "name", "kind", "grid"];
-        if i == 0 && fixed.contains(&name) {
-            return Err(format!("grid path {}: `{name}` is the same for all runs of a sweep", quoted(path)));
-        }
-        let tag = matches!(kind, Kind::Choice(c) if c.tag == name);
-        match kind.keys().into_iter().find(|k| k.name == name) {
-            Some(key) => kind = &key.kind,
-            None if tag => kind = &TAG,
-            None => return Err(no_such_path(path, name, &so_far, kind)),
-        }
-        so_far = join(&so_far, name);
-    }
-    Ok(())
-}
-
-/// A tag is a word; nothing lies below it.
-const TAG: Kind = Kind::Word(&[]);
-
-fn no_such_path(path: &str, name: &str, so_far: &str, kind: &Kind) -> String {
-    let all = all_paths(&ROOT, "");
-    let slip = did_you_mean(path, all.iter().map(String::as_str));
-    let last_named = || {
-        let same_end = |p: &&String| p.rsplit('.').next() == Some(name) && !p.contains('[');
-        all.iter().find(same_end).map(|p| format!("; did you mean `{p}`?"))
-    };
-    let mut names = kind.names();
-    names.retain(|name| resolve(&join(so_far, name)).is_ok());
-    let known = || match names[..] {
-        [] => format!("; nothing lies below `{so_far}`"),
-        ref names if so_far.is_empty() => format!("; it starts with one of: {}", names.join(", ")),
-        ref names => format!("; known keys in `{so_far}`: {}", names.join(", ")),
-    };
-    let hint = if slip.is_empty() { last_named().unwrap_or_else(known) } else { slip };
-    format!("unknown grid path {}{hint}", quoted(path))
-}
-
-/// Every path that a grid may vary.
-fn all_paths(kind: &Kind, path: &str) -> Vec<String> {
-    let mut out = Vec::new();
-    for key in kind.keys() {
-        let inner = join(path, key.name);
-        if resolve(&inner).is_ok() && !matches!(key.default, Default::Absent) {
-            out.push(inner.clone());
-            out.extend(all_paths(&key.kind, &inner));
-        }
-    }
-    out
 }
 
 /// Sets the value at a path, making the mappings on the way where the file leaves them out.

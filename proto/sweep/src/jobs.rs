@@ -1,12 +1,14 @@
 //! The jobs of a run and how they depend on each other.
 
+mod natural;
+
 use crate::{
     cost::flops,
-    key::{Input, analysis_steps_in, key_of, normal_td, trajectory, work_digest},
+    key::{Input, analysis_steps_in, key_of, normal, normal_td, trajectory, work_digest},
 };
 use taskvec_model::{
     id::Digest,
-    job::{JobWork, Purpose},
+    job::{JobWork, Purpose, Subject},
     plan::{Need, PlannedJob},
     spec::{AnalysisSpec, Pretrain, RunSpec, Selftest},
 };
@@ -21,6 +23,8 @@ pub(crate) fn count(spec: &RunSpec) -> u64 {
             let wanted = |a: &AnalysisSpec| steps.iter().filter(|s| a.at().wants(**s, run.train.steps)).count() as u64;
             segments + u64::from(!run.analyses.is_empty()) + run.analyses.iter().map(wanted).sum::<u64>()
         }
+        RunSpec::Finetune(run) => natural::count_finetune(run),
+        RunSpec::Evaluate(run) => natural::count(&run.data, run.analyses.iter()),
     }
 }
 
@@ -29,6 +33,8 @@ pub(crate) fn append(jobs: &mut Vec<PlannedJob>, run: usize, spec: &RunSpec) {
     match spec {
         RunSpec::Selftest(spec) => selftest(jobs, run, spec),
         RunSpec::Pretrain(spec) => pretrain(jobs, run, spec),
+        RunSpec::Finetune(spec) => natural::finetune(jobs, run, spec),
+        RunSpec::Evaluate(spec) => natural::evaluate(jobs, run, spec),
     }
 }
 
@@ -46,7 +52,7 @@ fn pretrain(jobs: &mut Vec<PlannedJob>, run: usize, spec: &Pretrain) {
     if !spec.analyses.is_empty() {
         let td_samples_per_task = spec.analyses.iter().find_map(|a| match a {
             AnalysisSpec::Td(td) => Some(td.samples_per_task),
-            AnalysisSpec::Icl(_) => None,
+            AnalysisSpec::Icl(_) | AnalysisSpec::Interventions(_) => None,
         });
         let (data, sequences) = (spec.data.clone(), spec.evaluate.sequences);
         let work = JobWork::Baselines { seed: spec.seed, data, sequences, td_samples_per_task };
@@ -91,6 +97,10 @@ fn analysis_work(spec: &Pretrain, analysis: &AnalysisSpec) -> JobWork {
         AnalysisSpec::Icl(_) => JobWork::Icl { seed, model, data, sequences: spec.evaluate.sequences },
         // Which checkpoints are analysed is settled here; the job itself does not depend on it.
         AnalysisSpec::Td(td) => JobWork::Td { seed, td: normal_td(td, model.layers), model, data },
+        AnalysisSpec::Interventions(patches) => {
+            let subject = Subject::Synthetic { model, data };
+            normal(JobWork::Intervene { seed, subject, spec: patches.clone() })
+        }
     }
 }
 

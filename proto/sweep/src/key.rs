@@ -5,12 +5,18 @@
 //! - `code_version` of the job's kind.
 //! - `work`: the hash of the job's [`JobWork`]. A training segment keeps only what changes what it writes: its
 //!   [trajectory](trajectory), its bounds, the steps whose weights it keeps and how often it logs. TD is keyed by the
-//!   sorted layers and sites that it looks at.
+//!   sorted layers and sites that it looks at. A pretrained model and a data file count by what is in their files, not by
+//!   where these are (except where they were not looked at).
 //! - `inputs`: of each checkpoint read, the trajectory it lies on, its step and purpose. A state at a step depends on
 //!   the trajectory alone (resuming is exact), not on how training was cut into segments or which other steps were
 //!   kept; so an analysis is found again after the checkpoint schedule has changed, wherever the steps agree.
 //!
 //! The name of the sweep, other runs, the order of keys, comments, the list of analyses and their `at` have no part in it.
+
+mod natural;
+
+pub use natural::finetune_trajectory;
+pub(crate) use natural::normal;
 
 use serde::Serialize;
 use serde_json::{Value as Json, json};
@@ -106,6 +112,9 @@ pub fn trajectory(seed: u64, model: &ModelSpec, data: &DataSpec, train: &TrainSp
 pub fn job_key(work: &JobWork, inputs: &[Input]) -> JobKey {
     let trajectory = match work {
         JobWork::Train { seed, model, data, train, .. } => Some(trajectory(*seed, model, data, train)),
+        JobWork::Finetune { seed, model, data, lora, train, .. } => {
+            Some(finetune_trajectory(*seed, model, data, lora, train))
+        }
         _ => None,
     };
     key_of(work.kind(), work_digest(work, trajectory), inputs)
@@ -114,11 +123,19 @@ pub fn job_key(work: &JobWork, inputs: &[Input]) -> JobKey {
 /// The hash of what a job is asked to do. `trajectory` is that of a training job, worked out once for all its segments.
 pub(crate) fn work_digest(work: &JobWork, trajectory: Option<Digest>) -> Digest {
     let normal = match work {
-        JobWork::Train { train, checkpoints, from, to, .. } => train_work(trajectory, train, checkpoints, *from, *to),
+        JobWork::Train { train, checkpoints, from, to, .. } => {
+            let segment = Segment { steps: train.steps, log_every: train.log_every, checkpoints, from: *from, to: *to };
+            segment.work(JobKind::Train, trajectory)
+        }
+        JobWork::Finetune { train, checkpoints, from, to, .. } => {
+            let segment = Segment { steps: train.steps, log_every: train.log_every, checkpoints, from: *from, to: *to };
+            segment.work(JobKind::Finetune, trajectory)
+        }
         JobWork::Td { seed, model, data, td } => {
             let td = normal_td(td, model.layers);
             json!(JobWork::Td { seed: *seed, model: model.clone(), data: data.clone(), td })
         }
+        JobWork::Measure { .. } | JobWork::Intervene { .. } => natural::by_content(&normal(work.clone())),
         JobWork::Baselines { .. } | JobWork::Icl { .. } | JobWork::Selftest { .. } => json!(work),
     };
     hash(WORK_CONTEXT, &normal)
@@ -128,17 +145,29 @@ pub(crate) fn key_of(kind: JobKind, work: Digest, inputs: &[Input]) -> JobKey {
     hash(JOB_CONTEXT, &json!({ "code_version": kind.code_version(), "work": work, "inputs": inputs }))
 }
 
-fn train_work(trajectory: Option<Digest>, train: &TrainSpec, checkpoints: &CheckpointSpec, from: u64, to: u64) -> Json {
-    json!({
-        "job": JobKind::Train,
-        "trajectory": trajectory,
-        "from": from,
-        "to": to,
-        "weights_at": analysis_steps_in(checkpoints, train.steps, from, to),
-        "log_every": train.log_every,
-        // The last update of a training is logged out of turn too.
-        "logs_last": to == train.steps && !to.is_multiple_of(train.log_every),
-    })
+/// A segment of training, for its key.
+struct Segment<'a> {
+    steps: u64,
+    log_every: u64,
+    checkpoints: &'a CheckpointSpec,
+    from: u64,
+    to: u64,
+}
+
+impl Segment<'_> {
+    fn work(&self, kind: JobKind, trajectory: Option<Digest>) -> Json {
+        let Self { steps, log_every, checkpoints, from, to } = *self;
+        json!({
+            "job": kind,
+            "trajectory": trajectory,
+            "from": from,
+            "to": to,
+            "weights_at": analysis_steps_in(checkpoints, steps, from, to),
+            "log_every": log_every,
+            // The last update of a training is logged out of turn too.
+            "logs_last": to == steps && !to.is_multiple_of(log_every),
+        })
+    }
 }
 
 /// The steps whose weights the segment `(from, to]` keeps; the untrained model belongs to the first segment.

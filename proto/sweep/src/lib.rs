@@ -1,6 +1,8 @@
 //! From the text of a sweep file to a validated [`Plan`]: its runs, the DAG of their jobs and their content keys.
 //!
-//! [`plan`] reads the YAML, checks it against the declarations of the schema, expands the grid and lays out the jobs. It finds all faults of a file at once, each with its line and column. It does no IO.
+//! [`plan`] reads the YAML, checks it against the declarations of the schema, expands the grid and lays out the jobs. It
+//! finds all faults of a file at once, each with its line and column. It does no IO: what a sweep on pretrained models needs
+//! to know about files comes through [`Files`], and [`plan_with`] asks.
 //!
 //! ```
 //! let yaml = "version: 1\nname: smoke\nkind: selftest\nselftest: { jobs: 3 }\ngrid: { seed: [0, 1] }\n";
@@ -12,28 +14,30 @@
 //! ```
 
 mod check;
+mod complete;
 mod cost;
 mod fault;
+mod files;
 mod grid;
 mod jobs;
 mod key;
 mod read;
+mod run;
 mod schema;
 mod tree;
 
 pub use cost::{Estimate, KindEstimate, estimate};
 pub use fault::{Fault, Faults, Mark};
-pub use key::{Input, canonical_json, job_key, trajectory};
+pub use files::{Files, NoFiles};
+pub use key::{Input, canonical_json, finetune_trajectory, job_key, trajectory};
 pub use schema::{KeyDoc, keys, reference};
 
 use fault::Collector;
-use grid::{Grid, Point};
+use files::Look;
+use grid::Grid;
+use run::Runs;
 use serde_json::Value as Json;
-use taskvec_model::{
-    plan::{Plan, PlannedRun},
-    spec::RunSpec,
-};
-use tree::Node;
+use taskvec_model::plan::{Plan, PlannedRun};
 
 /// What one sweep may ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +58,8 @@ impl Default for Limits {
     }
 }
 
-/// Reads, checks and expands a sweep file.
+/// Reads, checks and expands a sweep file, without a look at models and data: pretrained models stay without identity,
+/// patterns of revisions as they are, and what depends on either is not checked.
 ///
 /// `file` is its name, for messages. Runs come in the order of the grid, the last path varying fastest; jobs run by
 /// run, each after the jobs it needs.
@@ -62,32 +67,39 @@ impl Default for Limits {
 /// # Errors
 /// All faults of the file, in its order. A fault of a value that the grid varies stands at that value, once.
 pub fn plan(yaml: &str, file: &str, limits: &Limits) -> Result<Plan, Faults> {
+    plan_looking(yaml, file, limits, Look::default())
+}
+
+/// The same where models and data can be looked at: each pretrained model gets its identity and each data file its hash,
+/// a pattern of revisions becomes a run for every revision that matches, and content keys follow from what is in the
+/// files instead of where they are.
+///
+/// # Errors
+/// Those of [`plan`], and every model or data file that is not there or does not fit the rest.
+pub fn plan_with(yaml: &str, file: &str, limits: &Limits, files: &dyn Files) -> Result<Plan, Faults> {
+    plan_looking(yaml, file, limits, Look::at(files))
+}
+
+fn plan_looking(yaml: &str, file: &str, limits: &Limits, look: Look<'_>) -> Result<Plan, Faults> {
     let mut faults = Collector::default();
-    match try_plan(yaml, limits, &mut faults) {
+    match try_plan(yaml, limits, look, &mut faults) {
         Some(plan) if faults.is_empty() => Ok(plan),
         _ => Err(faults.into_faults(file)),
     }
 }
 
 /// None, or a plan of no use, when faults were added.
-fn try_plan(yaml: &str, limits: &Limits, faults: &mut Collector) -> Option<Plan> {
+fn try_plan(yaml: &str, limits: &Limits, look: Look<'_>, faults: &mut Collector) -> Option<Plan> {
     let mut root = tree::parse(yaml, limits, faults)?;
     let spec = root.to_json();
     let grid = Grid::take(&mut root, faults);
-    if !grid.check_size(limits, faults) {
-        for point in grid.sample(&root) {
-            read_run(&point.tree, limits, faults);
-        }
+    let few = grid.check_size(limits, faults);
+    let mut reader = Runs { limits, look, faults };
+    if !few {
+        grid.sample(&root).for_each(|point| drop(reader.read(&point.tree)));
         return None;
     }
-    let runs: Vec<PlannedRun> = grid
-        .points(&root)
-        .map_while(|Point { tree, params }| {
-            let run = read_run(&tree, limits, faults).map(|spec| PlannedRun { spec, params });
-            (!faults.is_full()).then_some(run)
-        })
-        .flatten()
-        .collect();
+    let runs = reader.all(grid.points(&root));
     if !faults.is_empty() || !few_enough_jobs(&runs, limits, faults) {
         return None;
     }
@@ -109,33 +121,4 @@ fn few_enough_jobs(runs: &[PlannedRun], limits: &Limits, faults: &mut Collector)
         faults.add(Mark::START, message);
     }
     jobs <= limits.jobs
-}
-
-/// One run of the sweep.
-fn read_run(tree: &Node, limits: &Limits, faults: &mut Collector) -> Option<RunSpec> {
-    let (json, values) = read::read(tree, faults);
-    check::check(&values, limits, faults);
-    let mut json = json?;
-    let map = json.as_object_mut()?;
-    for key in ["version", "name"] {
-        map.remove(key);
-    }
-    fill_computed(&mut json);
-    match serde_json::from_value(json) {
-        Ok(spec) => Some(spec),
-        Err(e) => {
-            faults.add(tree.at, format!("this configuration cannot be represented: {e}; please report it"));
-            None
-        }
-    }
-}
-
-/// Defaults that follow from other values.
-fn fill_computed(run: &mut Json) {
-    let Some(dim) = run.pointer("/data/dim").and_then(Json::as_u64) else { return };
-    let own = run.pointer("/data/y_channel").and_then(Json::as_str) == Some("own");
-    let channels = (dim + u64::from(own)) as f64;
-    if let Some(std @ Json::Null) = run.pointer_mut("/model/init/read_in_std") {
-        *std = (1.0 / (3.0 * channels).sqrt()).into();
-    }
 }

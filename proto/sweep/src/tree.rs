@@ -4,13 +4,16 @@
 //! the document in the same order. The event pass comes first and refuses what could do harm or mean something else
 //! than it seems (deep nesting, anchors and aliases, tags, several documents).
 
+mod raw;
+
 use crate::{
     Limits,
     fault::{Collector, Mark, quoted},
 };
+use raw::Raw;
 use saphyr_parser::{Event, Parser};
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
+use taskvec_model::spec::NULL_TASK;
 
 /// A value of the file and where it stands.
 #[derive(Clone, Debug)]
@@ -23,7 +26,10 @@ pub(crate) struct Node {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
-    Null,
+    Null {
+        /// Written as `Null`, which is also the name of a latent task.
+        named: bool,
+    },
     Bool(bool),
     Whole(i128),
     Number(f64),
@@ -55,7 +61,7 @@ impl Node {
     /// What it is, for `…, not WHAT`.
     pub fn describe(&self) -> String {
         match &self.value {
-            Value::Null => "empty".to_owned(),
+            Value::Null { .. } => "empty".to_owned(),
             Value::Bool(b) => format!("`{b}`"),
             Value::Whole(i) => format!("{i}"),
             Value::Number(x) => format!("{x:?}"),
@@ -68,7 +74,8 @@ impl Node {
     /// As JSON, as the user wrote it.
     pub fn to_json(&self) -> serde_json::Value {
         match &self.value {
-            Value::Null => serde_json::Value::Null,
+            Value::Null { named: true } => NULL_TASK.into(),
+            Value::Null { named: false } => serde_json::Value::Null,
             Value::Bool(b) => (*b).into(),
             Value::Whole(i) => match (u64::try_from(*i), i64::try_from(*i)) {
                 (Ok(u), _) => u.into(),
@@ -98,7 +105,7 @@ impl Node {
             }
             Value::Text(text) => format!("{text:?}"),
             Value::Bool(b) => b.to_string(),
-            Value::Null => "null".to_owned(),
+            Value::Null { .. } => "null".to_owned(),
         }
     }
 
@@ -143,8 +150,16 @@ pub(crate) fn parse(text: &str, limits: &Limits, faults: &mut Collector) -> Opti
     place(raw, &mut marks.into_iter(), "", faults)
 }
 
+/// What the events say about a node that its value does not.
+#[derive(Clone, Copy)]
+struct Spot {
+    at: Mark,
+    /// Written as `Null`.
+    named: bool,
+}
+
 /// The places of all nodes, keys included, in the order of the document.
-fn scan(text: &str, limits: &Limits) -> Result<Vec<Mark>, (Mark, String)> {
+fn scan(text: &str, limits: &Limits) -> Result<Vec<Spot>, (Mark, String)> {
     let mut marks = Vec::new();
     let end = end(text);
     let mut documents = 0;
@@ -186,7 +201,8 @@ fn scan(text: &str, limits: &Limits) -> Result<Vec<Mark>, (Mark, String)> {
         if tag {
             return Err((at, "tags (`!name`) are not allowed in a sweep file".to_owned()));
         }
-        marks.push(at);
+        let named = matches!(&event, Event::Scalar(text, ..) if text == NULL_TASK);
+        marks.push(Spot { at, named });
     }
     match marks.is_empty() {
         true => Err((Mark::START, "the file is empty; a sweep file starts with `version: 1`".to_owned())),
@@ -222,27 +238,11 @@ fn syntax(text: &str, at: Mark, what: &str) -> String {
     format!("not valid YAML: {what}{hint}")
 }
 
-/// A document as `serde_yaml` reads it, with the order of its mappings and with their duplicates.
-enum Raw {
-    Leaf(Value),
-    List(Vec<Raw>),
-    Map(Vec<(Raw, Raw)>),
-}
-
-impl Raw {
-    fn count(&self) -> usize {
-        match self {
-            Self::Leaf(_) => 1,
-            Self::List(items) => 1 + items.iter().map(Self::count).sum::<usize>(),
-            Self::Map(entries) => 1 + entries.iter().map(|(k, v)| k.count() + v.count()).sum::<usize>(),
-        }
-    }
-}
-
 /// Gives every node its place. `path` is for messages.
-fn place(raw: Raw, marks: &mut impl Iterator<Item = Mark>, path: &str, faults: &mut Collector) -> Option<Node> {
-    let at = marks.next()?;
+fn place(raw: Raw, marks: &mut impl Iterator<Item = Spot>, path: &str, faults: &mut Collector) -> Option<Node> {
+    let Spot { at, named } = marks.next()?;
     let value = match raw {
+        Raw::Leaf(Value::Null { .. }) => Value::Null { named },
         Raw::Leaf(value) => value,
         Raw::List(items) => {
             let items = items.into_iter().enumerate();
@@ -257,7 +257,7 @@ fn place(raw: Raw, marks: &mut impl Iterator<Item = Mark>, path: &str, faults: &
 /// Of equal keys the first stays.
 fn entries(
     pairs: Vec<(Raw, Raw)>,
-    marks: &mut impl Iterator<Item = Mark>,
+    marks: &mut impl Iterator<Item = Spot>,
     path: &str,
     faults: &mut Collector,
 ) -> Option<Vec<Entry>> {
@@ -290,60 +290,6 @@ pub(crate) fn join(path: &str, key: &str) -> String {
 /// ` in `path``, or nothing at the top.
 pub(crate) fn within(path: &str) -> String {
     if path.is_empty() { String::new() } else { format!(" in {}", quoted(path)) }
-}
-
-impl<'de> Deserialize<'de> for Raw {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(RawVisitor)
-    }
-}
-
-struct RawVisitor;
-
-impl<'de> Visitor<'de> for RawVisitor {
-    type Value = Raw;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value without a tag")
-    }
-    fn visit_unit<E>(self) -> Result<Raw, E> {
-        Ok(Raw::Leaf(Value::Null))
-    }
-    fn visit_bool<E>(self, b: bool) -> Result<Raw, E> {
-        Ok(Raw::Leaf(Value::Bool(b)))
-    }
-    fn visit_u64<E>(self, n: u64) -> Result<Raw, E> {
-        Ok(Raw::Leaf(Value::Whole(n.into())))
-    }
-    fn visit_i64<E>(self, n: i64) -> Result<Raw, E> {
-        Ok(Raw::Leaf(Value::Whole(n.into())))
-    }
-    fn visit_i128<E>(self, n: i128) -> Result<Raw, E> {
-        Ok(Raw::Leaf(Value::Whole(n)))
-    }
-    fn visit_u128<E>(self, n: u128) -> Result<Raw, E> {
-        Ok(Raw::Leaf(i128::try_from(n).map_or(Value::Number(n as f64), Value::Whole)))
-    }
-    fn visit_f64<E>(self, x: f64) -> Result<Raw, E> {
-        Ok(Raw::Leaf(Value::Number(x)))
-    }
-    fn visit_str<E>(self, text: &str) -> Result<Raw, E> {
-        Ok(Raw::Leaf(Value::Text(text.to_owned())))
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element()? {
-            items.push(item);
-        }
-        Ok(Raw::List(items))
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            entries.push(entry);
-        }
-        Ok(Raw::Map(entries))
-    }
 }
 
 #[cfg(test)]
@@ -380,6 +326,16 @@ mod tests {
         assert!(matches!(root.get("a").unwrap().node.value, Value::Whole(1)));
         assert!(matches!(&root.get("b").unwrap().node.value, Value::Text(text) if text == "x"));
         assert_eq!(root.get("b").unwrap().node.at, at(2, 4));
+    }
+
+    #[test]
+    fn null_in_capitals_is_also_a_name() {
+        let root = parsed("a: [Null, null, ~, 'Null', ]\nb:\n");
+        let Value::List(items) = &root.get("a").unwrap().node.value else { panic!() };
+        let named = |node: &Node| matches!(node.value, Value::Null { named: true });
+        assert_eq!(items.iter().map(named).collect::<Vec<_>>(), [true, false, false, false]);
+        assert!(!named(&root.get("b").unwrap().node));
+        assert_eq!(items[0].to_json(), "Null");
     }
 
     #[test]

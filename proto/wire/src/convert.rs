@@ -132,8 +132,10 @@ mod tests {
     use super::*;
     use taskvec_model::{
         job::{JobWork, Purpose},
-        metric::{Baseline, Estimator, Icl, IclMetric, Metrics, Td, TdBound, TrainLoss},
-        spec::{Behaviour, Site},
+        metric::{
+            Baseline, Estimator, Icl, IclMetric, Intervention, Lens, Metrics, Td, TdBound, TdPair, TrainLoss,
+        },
+        spec::{Behaviour, PatchMode, PatchPositions, Site},
     };
 
     fn produced() -> Produced {
@@ -167,12 +169,47 @@ mod tests {
                     stderr: 0.03,
                 }],
                 td_bound: vec![TdBound { latent_task: task(), shots: 7, value: 1.0 }],
+                td_pairs: vec![TdPair {
+                    layer: 2,
+                    site: Site::X,
+                    latent_task_a: task(),
+                    latent_task_b: "B2".to_owned(),
+                    shots: 7,
+                    value: 0.75,
+                }],
+                interventions: vec![intervention()],
+                lens: vec![Lens {
+                    layer: 1,
+                    latent_task: task(),
+                    shots: 4,
+                    accuracy: 0.25,
+                    log_prob: -2.5,
+                    rank: 3.5,
+                    n: 9,
+                }],
             },
             checkpoints: vec![CheckpointRef {
                 step: 10,
                 purpose: Purpose::Resume,
                 blob: BlobRef { digest: Digest([7; 32]), bytes: 12 },
             }],
+        }
+    }
+
+    fn intervention() -> Intervention {
+        Intervention {
+            layer: 5,
+            site: Site::Y,
+            positions: PatchPositions::All,
+            mode: PatchMode::AddMeanDifference,
+            source_task: "AND".to_owned(),
+            target_task: "Null".to_owned(),
+            shots: 4,
+            metric: IclMetric::Accuracy,
+            baseline: 0.5,
+            patched: 0.25,
+            replicate: 3,
+            n: 100,
         }
     }
 
@@ -192,6 +229,8 @@ mod tests {
     fn what_is_missing_is_named() {
         assert_eq!(attempt(None), Err(BadMessage("attempt is missing".into())));
         assert!(digest(&[1, 2]).is_err());
+        let odd = pb::Intervention { mode: "swap".into(), ..intervention().into() };
+        assert_eq!(Intervention::try_from(odd), Err(BadMessage("`swap` is not a mode of intervention".into())));
         let stray = pb::Checkpoint { purpose: "fun".into(), digest: vec![0; 32], ..Default::default() };
         assert_eq!(CheckpointRef::try_from(stray), Err(BadMessage("`fun` is not a checkpoint purpose".into())));
     }

@@ -1,7 +1,7 @@
 //! Metric rows to and from their wire form.
 
 use crate::{convert::BadMessage, pb};
-use taskvec_model::metric::{Baseline, Icl, Metrics, Td, TdBound, TrainLoss};
+use taskvec_model::metric::{Baseline, Icl, Intervention, Lens, Metrics, Td, TdBound, TdPair, TrainLoss};
 
 fn all<A, B: From<A>>(rows: Vec<A>) -> Vec<B> {
     rows.into_iter().map(Into::into).collect()
@@ -19,6 +19,9 @@ impl From<Metrics> for pb::Metrics {
             baselines: all(m.baselines),
             td: all(m.td),
             td_bound: all(m.td_bound),
+            td_pairs: all(m.td_pairs),
+            interventions: all(m.interventions),
+            lens: all(m.lens),
         }
     }
 }
@@ -32,11 +35,14 @@ impl TryFrom<pb::Metrics> for Metrics {
             baselines: try_all(m.baselines)?,
             td: try_all(m.td)?,
             td_bound: all(m.td_bound),
+            td_pairs: try_all(m.td_pairs)?,
+            interventions: try_all(m.interventions)?,
+            lens: all(m.lens),
         })
     }
 }
 
-/// Both directions for a row whose fields carry over as they are, or through one named conversion each.
+/// Both directions for a row whose fields carry over as they are, or through the conversion of a name.
 macro_rules! same_fields {
     ($ty:ident { $($field:ident),+ }) => {
         impl From<$ty> for pb::$ty {
@@ -51,17 +57,20 @@ macro_rules! same_fields {
             }
         }
     };
-    ($ty:ident { $($field:ident),+ } named $name:ident) => {
+    ($ty:ident { $($field:ident),+ } named $($name:ident),+) => {
         impl From<$ty> for pb::$ty {
             fn from(row: $ty) -> Self {
-                Self { $($field: row.$field,)+ $name: row.$name.as_str().to_owned() }
+                Self { $($field: row.$field,)+ $($name: row.$name.as_str().to_owned()),+ }
             }
         }
 
         impl TryFrom<pb::$ty> for $ty {
             type Error = BadMessage;
             fn try_from(row: pb::$ty) -> Result<Self, BadMessage> {
-                Ok(Self { $($field: row.$field,)+ $name: row.$name.parse().map_err(BadMessage::because)? })
+                Ok(Self {
+                    $($field: row.$field,)+
+                    $($name: row.$name.parse().map_err(BadMessage::because)?),+
+                })
             }
         }
     };
@@ -72,3 +81,8 @@ same_fields!(TdBound { latent_task, shots, value });
 same_fields!(Icl { latent_task, shots, position, value, stderr, n } named metric);
 same_fields!(Baseline { latent_task, position, mse } named estimator);
 same_fields!(Td { layer, latent_task, shots, k, n, value, stderr } named site);
+same_fields!(TdPair { layer, latent_task_a, latent_task_b, shots, value } named site);
+same_fields!(Intervention {
+    layer, source_task, target_task, shots, baseline, patched, replicate, n
+} named site, positions, mode, metric);
+same_fields!(Lens { layer, latent_task, shots, accuracy, log_prob, rank, n });

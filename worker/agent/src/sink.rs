@@ -51,11 +51,11 @@ impl AttemptSink {
         if self.uploads.is_closed() {
             return Go::Stop;
         }
-        match (self.control.wish(), self.kind) {
-            (Wish::Run, _) => Go::Continue,
-            (Wish::HandOver, JobKind::Train) => Go::Stop,
-            (Wish::HandOver, _) => Go::Continue,
-            (Wish::Release | Wish::Discard, _) => Go::Stop,
+        match self.control.wish() {
+            Wish::Run => Go::Continue,
+            Wish::HandOver if self.kind.trains() => Go::Stop,
+            Wish::HandOver => Go::Continue,
+            Wish::Release | Wish::Discard => Go::Stop,
         }
     }
 

@@ -51,6 +51,7 @@ pub enum ScienceError {
     )]
     UnknownToken { row: usize, token: u32, vocabulary: usize },
 
+    #[error(transparent)]
     Task(#[from] TaskError),
 
     #[error(transparent)]
@@ -58,6 +59,9 @@ pub enum ScienceError {
 
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+
+    #[error("this version cannot compute `{0}` jobs; use a newer one on this worker")]
+    NotHere(taskvec_model::job::JobKind),
 
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -69,6 +73,7 @@ impl ScienceError {
             Self::Diverged { .. }
             | Self::BadCheckpoint { .. }
             | Self::MissingInput(_)
+            | Self::NotHere(_)
             | Self::Load(_)
             | Self::TooLong { .. }
             | Self::UnknownToken { .. } => Retry::Never,

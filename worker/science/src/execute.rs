@@ -34,6 +34,9 @@ pub fn execute(work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<E
             let network = weights(inputs, model, data, *seed)?;
             analysis::td::run(&network, *seed, data, td, sink)?
         }
+        JobWork::Measure { .. } | JobWork::Intervene { .. } | JobWork::Finetune { .. } => {
+            return Err(ScienceError::NotHere(work.kind()));
+        }
         JobWork::Selftest { index, behaviour, millis, .. } => {
             selftest::run(*index, *behaviour, *millis, sink)?;
             Metrics::default()

@@ -1,5 +1,6 @@
 //! What is measured at a run's checkpoints.
 
+use super::InterventionSpec;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -15,6 +16,7 @@ pub struct EvaluateSpec {
 pub enum AnalysisSpec {
     Icl(IclSpec),
     Td(TdSpec),
+    Interventions(InterventionSpec),
 }
 
 impl AnalysisSpec {
@@ -22,6 +24,7 @@ impl AnalysisSpec {
         match self {
             Self::Icl(a) => &a.at,
             Self::Td(a) => &a.at,
+            Self::Interventions(a) => &a.at,
         }
     }
 }

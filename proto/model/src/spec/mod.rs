@@ -13,8 +13,8 @@ pub use data::{DataSpec, Overlap, SparseLinear, YChannel};
 pub use model::{Arch, InitSpec, ModelSpec};
 pub use natural::{
     Corpus, DataFile, Evaluate, Family, Finetune, FloatType, Instruction, InterventionSpec, LensSpec, LoraLayers,
-    LoraSpec, ModelIdentity, NaturalAnalysis, NaturalIcl, NaturalSpec, NaturalTd, PatchLayers, PatchMode, PatchPairs,
-    PatchPositions, PretrainedSpec, Template,
+    LoraSpec, ModelIdentity, NULL_TASK, NaturalAnalysis, NaturalIcl, NaturalSpec, NaturalTd, PatchLayers, PatchMode,
+    PatchPairs, PatchPositions, PretrainedSpec, Template, TuneSpec,
 };
 pub use train::{CheckpointSpec, Decay, OptimizerKind, OptimizerSpec, Precision, Schedule, TrainSpec};
 
@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum RunSpec {
     Pretrain(Pretrain),
+    Finetune(Finetune),
+    Evaluate(Evaluate),
     Selftest(Selftest),
 }
 
@@ -32,6 +34,8 @@ impl RunSpec {
     pub fn seed(&self) -> u64 {
         match self {
             Self::Pretrain(p) => p.seed,
+            Self::Finetune(f) => f.seed,
+            Self::Evaluate(e) => e.seed,
             Self::Selftest(s) => s.seed,
         }
     }
@@ -39,6 +43,8 @@ impl RunSpec {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Pretrain(_) => "pretrain",
+            Self::Finetune(_) => "finetune",
+            Self::Evaluate(_) => "evaluate",
             Self::Selftest(_) => "selftest",
         }
     }

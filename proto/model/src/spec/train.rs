@@ -55,17 +55,21 @@ pub enum Precision {
 impl TrainSpec {
     /// Learning rate of update `step` (the first update is step 1).
     pub fn learning_rate(&self, step: u64) -> f64 {
-        let peak = self.optimizer.learning_rate;
-        if step <= self.warmup {
-            return peak * step as f64 / self.warmup as f64;
-        }
-        let span = (self.steps - self.warmup).max(1) as f64;
-        let done = (step - self.warmup) as f64 / span;
-        match self.decay {
-            Decay::None => peak,
-            Decay::Cosine => peak * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
-            Decay::Linear => peak * (1.0 - done),
-        }
+        learning_rate(step, self.steps, self.warmup, self.decay, self.optimizer.learning_rate)
+    }
+}
+
+/// Of update `step` of `steps`: up to `peak` in a straight line over `warmup` updates, then as `decay` says.
+pub(super) fn learning_rate(step: u64, steps: u64, warmup: u64, decay: Decay, peak: f64) -> f64 {
+    if step <= warmup {
+        return peak * step as f64 / warmup as f64;
+    }
+    let span = (steps - warmup).max(1) as f64;
+    let done = (step - warmup) as f64 / span;
+    match decay {
+        Decay::None => peak,
+        Decay::Cosine => peak * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+        Decay::Linear => peak * (1.0 - done),
     }
 }
 

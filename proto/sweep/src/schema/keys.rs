@@ -5,27 +5,23 @@ use super::{
     Default::{
         Absent, Computed, Null, Number as Num, Numbers, Required, Section as Inner, Whole as Int, Word as Is, Words,
     },
-    Key, Kind, Range, Variant, Word,
+    Key, Kind, Range, Variant,
+    measure::PATCH_SYNTHETIC,
+    natural::EVALUATE_PRETRAINED,
+    tune::FINETUNE,
+    words::{elsewhere, later, word},
 };
 
-const fn word(text: &'static str, meaning: &'static str) -> Word {
-    Word { text, available: true, meaning }
-}
-
-/// Known, but not in this version.
-const fn later(text: &'static str, meaning: &'static str) -> Word {
-    Word { text, available: false, meaning }
-}
-
-const fn whole(min: u64, max: u64) -> Kind {
+pub(super) const fn whole(min: u64, max: u64) -> Kind {
     Kind::Whole { min, max }
 }
 
-const MAX_STEPS: u64 = 1_000_000_000;
+pub(super) const MAX_STEPS: u64 = 1_000_000_000;
 
 pub(crate) const ROOT: Kind = Kind::Choice(&Choice {
     tag: "kind",
     meaning: "what a run of the sweep is",
+    short: false,
     common: &[
         Key { name: "version", kind: whole(1, 1), default: Required, meaning: "version of the file format" },
         Key { name: "name", kind: Kind::Name, default: Required, meaning: "what the sweep is called in listings" },
@@ -52,6 +48,11 @@ pub(crate) const ROOT: Kind = Kind::Choice(&Choice {
             keys: PRETRAIN,
         },
         Variant {
+            word: word("finetune", "fine-tune a pretrained language model with adapters and analyse its checkpoints"),
+            keys: FINETUNE,
+        },
+        Variant { word: word("evaluate", "analyse a pretrained language model"), keys: EVALUATE_PRETRAINED },
+        Variant {
             word: word("selftest", "jobs that compute nothing, to see that an installation works"),
             keys: &[Key {
                 name: "selftest",
@@ -60,8 +61,6 @@ pub(crate) const ROOT: Kind = Kind::Choice(&Choice {
                 meaning: "the jobs of a self-test",
             }],
         },
-        Variant { word: later("finetune", "fine-tune a pretrained model"), keys: &[] },
-        Variant { word: later("evaluate", "evaluate a pretrained model"), keys: &[] },
     ],
 });
 
@@ -89,7 +88,7 @@ const MODEL: &[Key] = &[
         name: "arch",
         kind: Kind::Word(&[
             word("gpt2", "pre-LN blocks, learned positions, GELU (tanh), linear read-in and read-out"),
-            later("lstm", "a recurrent network"),
+            later("lstm"),
         ]),
         default: Required,
         meaning: "the architecture",
@@ -126,17 +125,21 @@ const INIT: &[Key] = &[
     },
 ];
 
+pub(super) const LANGUAGE_MODELS: &str = "`kind: evaluate` and `kind: finetune`";
+
 const DATA: Choice = Choice {
     tag: "family",
     meaning: "the family of latent tasks",
+    short: false,
     common: &[],
     variants: &[
         Variant {
             word: word("sparse_linear", "y = W·x + e, where W is zero outside the coordinates of the sequence's basis"),
             keys: SPARSE_LINEAR,
         },
-        Variant { word: later("bitwise", "bitwise arithmetic as text"), keys: &[] },
-        Variant { word: later("pos", "part-of-speech tagging"), keys: &[] },
+        Variant { word: elsewhere("bitwise", LANGUAGE_MODELS), keys: &[] },
+        Variant { word: elsewhere("pos", LANGUAGE_MODELS), keys: &[] },
+        Variant { word: elsewhere("pairs", LANGUAGE_MODELS), keys: &[] },
     ],
 };
 
@@ -177,76 +180,85 @@ const SPARSE_LINEAR: &[Key] = &[
     },
 ];
 
+pub(super) const STEPS: Key =
+    Key { name: "steps", kind: whole(1, MAX_STEPS), default: Required, meaning: "updates" };
+
+pub(super) const WARMUP: Key = Key {
+    name: "warmup",
+    kind: whole(0, MAX_STEPS),
+    default: Int(0),
+    meaning: "updates over which the learning rate rises from 0; at most `steps`",
+};
+
+pub(super) const DECAY: Key = Key {
+    name: "decay",
+    kind: Kind::Word(&[
+        word("none", "the learning rate stays"),
+        word("cosine", "half a cosine to 0 at the last update"),
+        word("linear", "a straight line to 0 at the last update"),
+    ]),
+    default: Is("none"),
+    meaning: "what the learning rate does after the warm-up",
+};
+
+pub(super) const CLIP_NORM: Key = Key {
+    name: "clip_norm",
+    kind: Kind::OrNull(&Kind::Number(Range::above(0.0, 1e9))),
+    default: Null,
+    meaning: "global gradient norm above which gradients are scaled down; null: never",
+};
+
+pub(super) const LOG_EVERY: Key = Key {
+    name: "log_every",
+    kind: whole(1, MAX_STEPS),
+    default: Int(10),
+    meaning: "the loss of every n-th update is recorded",
+};
+
 const TRAIN: &[Key] = &[
-    Key { name: "steps", kind: whole(1, MAX_STEPS), default: Required, meaning: "updates" },
+    STEPS,
     Key { name: "batch", kind: whole(1, 65_536), default: Required, meaning: "sequences per update" },
     Key { name: "optimizer", kind: Kind::Section(OPTIMIZER), default: Inner, meaning: "the optimiser" },
-    Key {
-        name: "warmup",
-        kind: whole(0, MAX_STEPS),
-        default: Int(0),
-        meaning: "updates over which the learning rate rises from 0; at most `steps`",
-    },
-    Key {
-        name: "decay",
-        kind: Kind::Word(&[
-            word("none", "the learning rate stays"),
-            word("cosine", "half a cosine to 0 at the last update"),
-            word("linear", "a straight line to 0 at the last update"),
-        ]),
-        default: Is("none"),
-        meaning: "what the learning rate does after the warm-up",
-    },
-    Key {
-        name: "clip_norm",
-        kind: Kind::OrNull(&Kind::Number(Range::above(0.0, 1e9))),
-        default: Null,
-        meaning: "global gradient norm above which gradients are scaled down; null: never",
-    },
+    WARMUP,
+    DECAY,
+    CLIP_NORM,
     Key {
         name: "precision",
-        kind: Kind::Word(&[
-            word("f32", "32-bit floats throughout"),
-            later("tf32", "32-bit floats, products in TF32"),
-            later("bf16", "products in bfloat16"),
-        ]),
+        kind: Kind::Word(&[word("f32", "32-bit floats throughout"), later("tf32"), later("bf16")]),
         default: Is("f32"),
         meaning: "number format of training",
     },
-    Key {
-        name: "log_every",
-        kind: whole(1, MAX_STEPS),
-        default: Int(10),
-        meaning: "the loss of every n-th update is recorded",
-    },
+    LOG_EVERY,
 ];
 
 const OPTIMIZER: &[Key] = &[
-    Key {
-        name: "kind",
-        kind: Kind::Word(&[word("adam", "Kingma & Ba 2015, no weight decay")]),
-        default: Is("adam"),
-        meaning: "the method",
-    },
+    OPTIMIZER_KIND,
     Key {
         name: "learning_rate",
         kind: Kind::Number(Range::above(0.0, 10.0)),
         default: Num(1e-4),
         meaning: "step size, after the warm-up and before the decay",
     },
-    Key {
-        name: "betas",
-        kind: Kind::List { of: &Kind::Number(Range::below(0.0, 1.0)), min: 2, max: 2, distinct: false },
-        default: Numbers(&[0.9, 0.9999]),
-        meaning: "decay of the first and the second moment",
-    },
-    Key {
-        name: "epsilon",
-        kind: Kind::Number(Range::above(0.0, 1.0)),
-        default: Num(1e-8),
-        meaning: "keeps the quotient of the moments finite",
-    },
+    Key { name: "betas", kind: BETAS, default: Numbers(&[0.9, 0.9999]), meaning: "decay of the first and the second moment" },
+    EPSILON,
 ];
+
+pub(super) const OPTIMIZER_KIND: Key = Key {
+    name: "kind",
+    kind: Kind::Word(&[word("adam", "Kingma & Ba 2015, no weight decay")]),
+    default: Is("adam"),
+    meaning: "the method",
+};
+
+pub(super) const BETAS: Kind =
+    Kind::List { of: &Kind::Number(Range::below(0.0, 1.0)), min: 2, max: 2, distinct: false };
+
+pub(super) const EPSILON: Key = Key {
+    name: "epsilon",
+    kind: Kind::Number(Range::above(0.0, 1.0)),
+    default: Num(1e-8),
+    meaning: "keeps the quotient of the moments finite",
+};
 
 const CHECKPOINTS: &[Key] = &[
     Key {
@@ -282,33 +294,45 @@ const EVALUATE: &[Key] = &[Key {
 const ANALYSIS: Choice = Choice {
     tag: "kind",
     meaning: "which measurement",
-    common: &[Key {
-        name: "at",
-        kind: Kind::WordOrList {
-            words: &[word("all", "every checkpoint"), word("last", "only the last")],
-            list: &Kind::List { of: &whole(0, MAX_STEPS), min: 1, max: 1000, distinct: true },
-            field: "steps",
-        },
-        default: Is("all"),
-        meaning: "which checkpoints are analysed; steps must be checkpoints of every run",
-    }],
+    short: false,
+    common: &[AT],
     variants: &[
         Variant { word: word("icl", "squared error per latent task and position, with the baselines"), keys: &[] },
         Variant { word: word("td", "task decodability: leave-one-out kNN accuracy of the latent task"), keys: TD },
+        Variant {
+            word: word("interventions", "what moving the states of one latent task towards another does to the error"),
+            keys: PATCH_SYNTHETIC,
+        },
     ],
 };
 
-const TD: &[Key] = &[
-    Key {
-        name: "layers",
-        kind: Kind::WordOrList {
-            words: &[word("all", "the embedding (0) and every block")],
-            list: &Kind::List { of: &whole(0, 256), min: 1, max: 257, distinct: true },
-            field: "list",
-        },
-        default: Is("all"),
-        meaning: "whose output is decoded: 0 is the embedding, 1 the first block",
+pub(super) const AT: Key = Key {
+    name: "at",
+    kind: Kind::WordOrList {
+        words: &[word("all", "every checkpoint"), word("last", "only the last")],
+        list: &Kind::List { of: &whole(0, MAX_STEPS), min: 1, max: 1000, distinct: true },
+        field: "steps",
     },
+    default: Is("all"),
+    meaning: "which checkpoints are analysed; steps must be checkpoints of every run",
+};
+
+pub(super) const DECODED_LAYERS: Key = Key {
+    name: "layers",
+    kind: Kind::WordOrList {
+        words: &[word("all", "the embedding (0) and every block")],
+        list: &Kind::List { of: &whole(0, 256), min: 1, max: 257, distinct: true },
+        field: "list",
+    },
+    default: Is("all"),
+    meaning: "whose output is decoded: 0 is the embedding, 1 the first block",
+};
+
+pub(super) const NEIGHBOURS: Key =
+    Key { name: "k", kind: whole(1, 100_000), default: Int(10), meaning: "neighbours that vote" };
+
+const TD: &[Key] = &[
+    DECODED_LAYERS,
     Key {
         name: "sites",
         kind: Kind::List {
@@ -324,7 +348,7 @@ const TD: &[Key] = &[
         default: Words(&["x", "y"]),
         meaning: "the positions whose states are decoded",
     },
-    Key { name: "k", kind: whole(1, 100_000), default: Int(10), meaning: "neighbours that vote" },
+    NEIGHBOURS,
     Key { name: "samples_per_task", kind: whole(2, 100_000), default: Int(100), meaning: "sequences per latent task" },
 ];
 

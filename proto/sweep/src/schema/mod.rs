@@ -3,13 +3,24 @@
 //! The reader, the check of grid paths, the suggestions and the reference for users all follow these declarations.
 
 mod keys;
+mod measure;
+mod natural;
 mod reference;
+mod tune;
+mod words;
 
 pub(crate) use keys::ROOT;
 pub use reference::{KeyDoc, keys, reference};
 
-use crate::fault::any_of;
+use crate::{
+    fault::{Mark, any_of},
+    tree::{Node, Value},
+};
 use std::fmt;
+pub(crate) use words::{Offered, Word, available};
+
+/// Longest name of a latent task, in characters: the store takes 200 bytes.
+pub(crate) const MAX_TASK: usize = 50;
 
 /// One key of a mapping.
 pub(crate) struct Key {
@@ -28,9 +39,20 @@ pub(crate) enum Kind {
     Number(Range),
     /// What it says, or `null`.
     OrNull(&'static Kind),
+    Flag,
     Word(&'static [Word]),
     /// The name of a sweep.
     Name,
+    /// Free text of so many characters.
+    Text {
+        what: &'static str,
+        min: usize,
+        max: usize,
+    },
+    /// The name of a latent task: text, or `Null` without quotes.
+    Task,
+    /// Which blocks get adapters: `all`, `first:N`, `last:N` or `[FIRST, LAST]`.
+    Blocks,
     List {
         of: &'static Kind,
         min: usize,
@@ -54,22 +76,29 @@ pub(crate) enum Kind {
 pub(crate) struct Choice {
     pub tag: &'static str,
     pub meaning: &'static str,
+    /// May a variant that has no keys be written as its word alone?
+    pub short: bool,
     /// Keys of every variant.
     pub common: &'static [Key],
     pub variants: &'static [Variant],
 }
 
+impl Choice {
+    /// Of the variants there are.
+    pub fn words(&self) -> impl Iterator<Item = &'static str> + Clone {
+        self.variants.iter().filter(|v| v.word.is_available()).map(|v| v.word.text)
+    }
+
+    /// The variants that may be written as their word alone.
+    pub fn alone(&self) -> impl Iterator<Item = &'static Variant> {
+        let short = self.short;
+        self.variants.iter().filter(move |v| short && v.word.is_available() && v.keys.is_empty())
+    }
+}
+
 pub(crate) struct Variant {
     pub word: Word,
     pub keys: &'static [Key],
-}
-
-/// A word that a key can be set to.
-pub(crate) struct Word {
-    pub text: &'static str,
-    /// False for what the documentation speaks of but this version does not do yet.
-    pub available: bool,
-    pub meaning: &'static str,
 }
 
 /// From `min` to `max`; an open end excludes the bound itself.
@@ -130,8 +159,11 @@ pub(crate) enum Default {
     Required,
     Null,
     Whole(u64),
+    Wholes(&'static [u64]),
     Number(f64),
     Numbers(&'static [f64]),
+    Flag(bool),
+    Text(&'static str),
     Word(&'static str),
     Words(&'static [&'static str]),
     /// Every key of the section has a default of its own.
@@ -142,6 +174,26 @@ pub(crate) enum Default {
     Computed(&'static str),
 }
 
+impl Default {
+    /// The value that has the default's meaning when it stands in a file.
+    pub fn written(&self, at: Mark, varied: bool) -> Node {
+        let node = |value| Node { at, varied, value };
+        let list = |items: Vec<Value>| Value::List(items.into_iter().map(node).collect());
+        let text = |text: &&str| Value::Text((*text).to_owned());
+        node(match self {
+            Self::Required | Self::Null | Self::Absent | Self::Computed(_) => Value::Null { named: false },
+            Self::Whole(n) => Value::Whole((*n).into()),
+            Self::Wholes(ns) => list(ns.iter().map(|n| Value::Whole((*n).into())).collect()),
+            Self::Number(x) => Value::Number(*x),
+            Self::Numbers(xs) => list(xs.iter().map(|x| Value::Number(*x)).collect()),
+            Self::Flag(flag) => Value::Bool(*flag),
+            Self::Text(word) | Self::Word(word) => text(word),
+            Self::Words(words) => list(words.iter().map(text).collect()),
+            Self::Section => Value::Map(Vec::new()),
+        })
+    }
+}
+
 impl Kind {
     /// For `must be …`.
     pub fn expected(&self) -> String {
@@ -150,10 +202,15 @@ impl Kind {
             Self::Whole { min, max } => format!("a whole number from {min} to {max}"),
             Self::Number(range) => format!("a number {range}"),
             Self::OrNull(kind) => format!("{}, or null", kind.expected()),
+            Self::Flag => "`true` or `false`".to_owned(),
             Self::Word(words) => any_of(available(words)),
             Self::Name => {
                 "1 to 80 letters, digits, `-`, `_` and `.`, of which the first is a letter or a digit".to_owned()
             }
+            Self::Text { what, min: 0, max } => format!("{what} (up to {max} characters)"),
+            Self::Text { what, min, max } => format!("{what} ({min} to {max} characters)"),
+            Self::Task => format!("the name of a latent task (1 to {MAX_TASK} characters)"),
+            Self::Blocks => "`all`, `first:N`, `last:N`, or a list of the first and the last block, from 1".to_owned(),
             Self::List { of, min, max, distinct } => {
                 let count = match (*min, *max) {
                     (a, b) if a == b => format!("{a}"),
@@ -165,8 +222,9 @@ impl Kind {
             Self::WordOrList { words, list, .. } => format!("{}, or {}", any_of(available(words)), list.expected()),
             Self::Section(_) | Self::Grid => "a mapping (`key: value`, indented below it)".to_owned(),
             Self::Choice(choice) => {
-                let words = any_of(choice.variants.iter().filter(|v| v.word.available).map(|v| v.word.text));
-                format!("a mapping with `{}`: {words}", choice.tag)
+                let mapping = format!("a mapping with `{}`: {}", choice.tag, any_of(choice.words()));
+                let alone = any_of(choice.alone().map(|v| v.word.text));
+                if alone.is_empty() { mapping } else { format!("{alone}, or {mapping}") }
             }
         }
     }
@@ -179,17 +237,4 @@ impl Kind {
             _ => Vec::new(),
         }
     }
-
-    /// The names below this value; the tag of a choice is one of them.
-    pub fn names(&self) -> Vec<&'static str> {
-        let tag = match self {
-            Self::Choice(choice) => Some(choice.tag),
-            _ => None,
-        };
-        tag.into_iter().chain(self.keys().iter().map(|k| k.name)).collect()
-    }
-}
-
-pub(crate) fn available(words: &[Word]) -> impl Iterator<Item = &str> {
-    words.iter().filter(|w| w.available).map(|w| w.text)
 }

@@ -1,53 +1,53 @@
-//! What must hold between the values of a run. Each check looks at sound values only, and is left out where one of
-//! its values is missing or at fault.
+//! Checks of a training on synthetic data.
 
-use crate::{Limits, cost::Shape, fault::Collector, read::Values};
-use serde::de::DeserializeOwned;
-use taskvec_model::spec::{AnalysisSpec, At, CheckpointSpec, Site, TdSpec};
-
-/// The loss rows of one training job travel in one message.
-const MAX_LOSS_ROWS: u64 = 100_000;
-
-/// All checks of one run.
-pub(crate) fn check(values: &Values, limits: &Limits, faults: &mut Collector) {
-    let mut checker = Checker { values, limits, faults };
-    // None means that a value to check is missing or at fault, which is reported already.
-    let _ = checker.model();
-    let _ = checker.bases();
-    let _ = checker.training();
-    let _ = checker.log_rows();
-    let _ = checker.evaluation();
-    let _ = checker.memory();
-    let analyses = checker.analyses();
-    for (path, analysis) in &analyses {
-        let _ = checker.steps(path, analysis);
-        if let AnalysisSpec::Td(td) = analysis {
-            let _ = checker.td_layers(path, td);
-            let _ = checker.td_samples(path, td);
-            let _ = checker.td_site_y(path, td);
-        }
-    }
-    checker.repeated(&analyses);
-}
-
-struct Checker<'a> {
-    values: &'a Values,
-    limits: &'a Limits,
-    faults: &'a mut Collector,
-}
+use super::{Checker, interventions::same_patches};
+use crate::{complete, cost::Shape};
+use serde_json::Value as Json;
+use taskvec_model::spec::{AnalysisSpec, InterventionSpec, Layers, Site, TdSpec};
 
 impl Checker<'_> {
-    fn whole(&self, path: &str) -> Option<u64> {
-        self.values.whole(path)
+    pub(super) fn synthetic(&mut self) {
+        // None means that a value to check is missing or at fault, which is reported already.
+        let _ = self.model();
+        let _ = self.bases();
+        let _ = self.training();
+        let _ = self.log_rows();
+        let _ = self.evaluation();
+        let _ = self.memory();
+        let analyses = self.analyses();
+        for (path, analysis) in &analyses {
+            let _ = self.steps(path, analysis.at());
+            match analysis {
+                AnalysisSpec::Icl(_) => {}
+                AnalysisSpec::Td(td) => {
+                    let _ = self.td_layers(path, td);
+                    let _ = self.td_samples(path, td);
+                    let _ = self.td_site_y(path, td);
+                }
+                AnalysisSpec::Interventions(spec) => {
+                    let _ = self.patches(path, spec);
+                }
+            }
+        }
+        self.repeated(&analyses);
     }
 
-    fn typed<T: DeserializeOwned>(&self, path: &str) -> Option<T> {
-        serde_json::from_value(self.values.get(path)?.json.clone()).ok()
-    }
-
-    /// These values do not go together.
-    fn fault(&mut self, paths: &[&str], message: String) {
-        self.faults.add(self.values.blame(paths), message);
+    /// Interventions in a synthetic model.
+    fn patches(&mut self, path: &str, spec: &InterventionSpec) -> Option<()> {
+        if spec.site == Site::Y && self.whole("data.examples")? < 2 {
+            let message =
+                format!("`{path}.site`: `y` is the last answer before the query; `data.examples` must be at least 2");
+            self.fault(&["data.examples", &format!("{path}.site")], message);
+        }
+        let tasks = self.bases_by_name();
+        if tasks.is_empty() {
+            return None;
+        }
+        self.patched_pairs(path, spec, &tasks, "data.bases");
+        let count = self.whole("model.layers")?;
+        self.patched_layers(path, spec, count, &["model.layers"]);
+        self.patched_rows(path, spec, &tasks, count.try_into().ok()?);
+        Some(())
     }
 
     fn model(&mut self) -> Option<()> {
@@ -96,28 +96,6 @@ impl Checker<'_> {
         Some(())
     }
 
-    fn training(&mut self) -> Option<()> {
-        let (steps, warmup) = (self.whole("train.steps")?, self.whole("train.warmup")?);
-        if warmup > steps {
-            let message = format!("`train.warmup` must be at most `train.steps` ({steps}), not {warmup}");
-            self.fault(&["train.warmup", "train.steps"], message);
-        }
-        Some(())
-    }
-
-    fn log_rows(&mut self) -> Option<()> {
-        let (steps, log_every) = (self.whole("train.steps")?, self.whole("train.log_every")?);
-        let rows = self.whole("checkpoints.resume_every")?.min(steps) / log_every;
-        if rows > MAX_LOSS_ROWS {
-            let message = format!(
-                "one training job would log {rows} losses; at most {MAX_LOSS_ROWS}: \
-                 raise `train.log_every` or lower `checkpoints.resume_every`"
-            );
-            self.fault(&["train.log_every", "checkpoints.resume_every"], message);
-        }
-        Some(())
-    }
-
     fn evaluation(&mut self) -> Option<()> {
         let (sequences, bases) = (self.whole("evaluate.sequences")?, self.whole("data.bases")?);
         if sequences < 2 * bases {
@@ -163,34 +141,23 @@ impl Checker<'_> {
         Some(())
     }
 
-    /// The sound analyses, by path.
-    fn analyses(&self) -> Vec<(String, AnalysisSpec)> {
-        let paths = (0..).map(|i| format!("analyses[{i}]"));
-        paths.take(self.values.items("analyses")).filter_map(|path| Some((path.clone(), self.typed(&path)?))).collect()
+    fn bases_by_name(&self) -> Vec<String> {
+        (1..=self.whole("data.bases").unwrap_or(0)).map(|k| format!("B{k}")).collect()
     }
 
-    fn steps(&mut self, path: &str, analysis: &AnalysisSpec) -> Option<()> {
-        let At::Steps(wanted) = analysis.at() else { return None };
-        let steps = self.whole("train.steps")?;
-        let checkpoints: CheckpointSpec = self.typed("checkpoints")?;
-        let there = checkpoints.analysis_steps(steps);
-        for (i, step) in wanted.iter().enumerate().filter(|(_, step)| !there.contains(step)) {
-            let list: Vec<String> = there.iter().map(u64::to_string).collect();
-            let message = format!("`{path}.at`: step {step} has no checkpoint; there are {}", list.join(", "));
-            let item = format!("{path}.at[{i}]");
-            self.fault(&[&item, "train.steps", "checkpoints"], message);
-        }
-        Some(())
+    /// The sound analyses, by path.
+    fn analyses(&self) -> Vec<(String, AnalysisSpec)> {
+        let typed = |path: String| {
+            let completed = complete::analysis(&self.values.get(&path)?.json, &Json::from([0; 0]));
+            Some((path, serde_json::from_value(completed).ok()?))
+        };
+        self.analysis_paths().filter_map(typed).collect()
     }
 
     fn td_layers(&mut self, path: &str, td: &TdSpec) -> Option<()> {
         let count = self.whole("model.layers")?;
-        let taskvec_model::spec::Layers::List(layers) = &td.layers else { return None };
-        for (i, layer) in layers.iter().enumerate().filter(|(_, layer)| u64::from(**layer) > count) {
-            let message =
-                format!("`{path}.layers`: there is no layer {layer}; the model has 0 (the embedding) to {count}");
-            let item = format!("{path}.layers[{i}]");
-            self.fault(&[&item, "model.layers"], message);
+        if let Layers::List(layers) = &td.layers {
+            self.layers(path, layers, count, &["model.layers"]);
         }
         Some(())
     }
@@ -213,16 +180,8 @@ impl Checker<'_> {
         }
         let (layers, width) =
             (td.layers.resolve(self.whole("model.layers")?.try_into().ok()?), self.whole("model.width")?);
-        let bytes = 4.0 * points as f64 * width as f64 * (layers.len() * td.sites.len()) as f64;
-        if bytes > self.limits.memory_bytes as f64 {
-            let gib = |bytes: f64| bytes / f64::from(1 << 30);
-            let message = format!(
-                "`{path}`: the states of {points} points need {:.0} GiB of memory; the limit is {:.0} GiB",
-                gib(bytes),
-                gib(self.limits.memory_bytes as f64)
-            );
-            self.fault(&[&format!("{path}.samples_per_task"), "data.bases", "model.width"], message);
-        }
+        let spaces = layers.len() * td.sites.len();
+        self.states(path, points, width, spaces, &["data.bases", "model.width"]);
         Some(())
     }
 
@@ -251,6 +210,9 @@ impl Checker<'_> {
                     (AnalysisSpec::Td(a), AnalysisSpec::Td(b)) if a.k == b.k && share_a_space(a, b, layers) => format!(
                         "`{path}` repeats `{earlier_path}`: both measure the same layers and sites with the same `k`"
                     ),
+                    (AnalysisSpec::Interventions(a), AnalysisSpec::Interventions(b)) if same_patches(a, b, layers) => {
+                        format!("`{path}` repeats `{earlier_path}`: both intervene in the same manner at the same layers and between the same bases")
+                    }
                     _ => continue,
                 };
                 self.fault(&[path], message);

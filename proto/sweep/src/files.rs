@@ -1,0 +1,87 @@
+//! What a plan depends on beyond the sweep file: models and data, as whoever plans sees them.
+
+use std::{collections::BTreeMap, fmt};
+use taskvec_model::{id::Digest, spec::ModelIdentity};
+
+/// Looks at models and data where a sweep is planned. An error says what is missing, where, and what to do; it is shown
+/// beside the place in the sweep file.
+pub trait Files: fmt::Debug {
+    /// The model at `path`, or at a revision of it.
+    ///
+    /// # Errors
+    /// There is no such model, or its files cannot be understood.
+    fn model(&self, path: &str, revision: Option<&str>) -> Result<ModelIdentity, String>;
+
+    /// The revisions of the model at `path` whose names match `pattern`, in the order in which runs should come. In a
+    /// pattern `*` stands for any text and `?` for any character.
+    ///
+    /// # Errors
+    /// There is no such model. That nothing matches is none.
+    fn revisions(&self, path: &str, pattern: &str) -> Result<Vec<String>, String>;
+
+    /// The hash of a data file, or of a folder's files.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    fn data(&self, path: &str) -> Result<Digest, String>;
+}
+
+/// Sees nothing: every model and data file is refused.
+#[derive(Clone, Copy, Debug)]
+pub struct NoFiles;
+
+const NO_FILES: &str = "models and data cannot be looked at here; submit to a server that was started where they are";
+
+impl Files for NoFiles {
+    fn model(&self, _: &str, _: Option<&str>) -> Result<ModelIdentity, String> {
+        Err(NO_FILES.to_owned())
+    }
+
+    fn revisions(&self, _: &str, _: &str) -> Result<Vec<String>, String> {
+        Err(NO_FILES.to_owned())
+    }
+
+    fn data(&self, _: &str) -> Result<Digest, String> {
+        Err(NO_FILES.to_owned())
+    }
+}
+
+/// Is it a pattern of revisions, or the name of one?
+pub(crate) fn is_pattern(revision: &str) -> bool {
+    revision.contains(['*', '?'])
+}
+
+type Answers<K, V> = BTreeMap<K, Result<V, String>>;
+
+/// Asks every question once: hashing a model reads all of it.
+#[derive(Debug, Default)]
+pub(crate) struct Look<'a> {
+    files: Option<&'a dyn Files>,
+    models: Answers<(String, Option<String>), ModelIdentity>,
+    revisions: Answers<(String, String), Vec<String>>,
+    data: Answers<String, Digest>,
+}
+
+impl<'a> Look<'a> {
+    pub fn at(files: &'a dyn Files) -> Self {
+        Self { files: Some(files), ..Self::default() }
+    }
+
+    /// None where no files are looked at; so below.
+    pub fn model(&mut self, path: &str, revision: Option<&str>) -> Option<Result<ModelIdentity, String>> {
+        let files = self.files?;
+        let key = (path.to_owned(), revision.map(str::to_owned));
+        Some(self.models.entry(key).or_insert_with(|| files.model(path, revision)).clone())
+    }
+
+    pub fn revisions(&mut self, path: &str, pattern: &str) -> Option<Result<Vec<String>, String>> {
+        let files = self.files?;
+        let key = (path.to_owned(), pattern.to_owned());
+        Some(self.revisions.entry(key).or_insert_with(|| files.revisions(path, pattern)).clone())
+    }
+
+    pub fn data(&mut self, path: &str) -> Option<Result<Digest, String>> {
+        let files = self.files?;
+        Some(self.data.entry(path.to_owned()).or_insert_with(|| files.data(path)).clone())
+    }
+}
