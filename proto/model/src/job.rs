@@ -4,8 +4,8 @@ use crate::{
     id::Digest,
     metric::Metrics,
     spec::{
-        Behaviour, CheckpointSpec, DataSpec, InterventionSpec, Layers, LoraSpec, ModelSpec, NaturalSpec, PretrainedSpec,
-        Site, TdSpec, TrainSpec, TuneSpec,
+        Behaviour, CheckpointSpec, DataSpec, InterventionSpec, Layers, LoraSpec, ModelSpec, NaturalSpec,
+        PretrainedSpec, Site, TdSpec, TrainSpec, TuneSpec,
     },
 };
 use serde::{Deserialize, Serialize};

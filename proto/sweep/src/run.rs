@@ -47,7 +47,8 @@ impl Runs<'_> {
         let too_many = runs.len() as u64 > most;
         if too_many {
             let at = revision(tree).map_or(tree.at, |node| node.at);
-            self.faults.add(at, format!("with all revisions that match, the sweep has more than {most} runs; at most {most}"));
+            self.faults
+                .add(at, format!("with all revisions that match, the sweep has more than {most} runs; at most {most}"));
         }
         too_many
     }
@@ -63,7 +64,9 @@ impl Runs<'_> {
             None => vec![point],
             Some(Ok(found)) if !found.is_empty() => found.iter().map(|name| point.with_text(REVISION, name)).collect(),
             Some(found) => {
-                let why = found.err().unwrap_or_else(|| format!("no revision of {} matches {}", quoted(path), quoted(pattern)));
+                let why = found
+                    .err()
+                    .unwrap_or_else(|| format!("no revision of {} matches {}", quoted(path), quoted(pattern)));
                 self.faults.add(node.at, format!("`{REVISION}`: {why}"));
                 Vec::new()
             }

@@ -17,7 +17,7 @@ use taskvec_model::{
     job::{Assignment, CheckpointRef, Failure, Handover, JobWork, Produced, Purpose, Retry},
     metric::Metrics,
 };
-use taskvec_science::{Executed, Inputs, ScienceError, Sink};
+use taskvec_science::{Executed, Inputs, Models, ScienceError, Sink};
 use taskvec_wire::{
     MAX_MESSAGE,
     pb::{self, WorkerMessage, worker_message},
@@ -37,12 +37,15 @@ pub trait Execute: Send + Sync + 'static {
 }
 
 /// [`taskvec_science::execute`].
-#[derive(Clone, Copy, Debug)]
-pub struct Science;
+#[derive(Default)]
+pub struct Science {
+    /// Shared by all slots.
+    models: Models,
+}
 
 impl Execute for Science {
     fn execute(&self, work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<Executed, ScienceError> {
-        taskvec_science::execute(work, inputs, sink)
+        taskvec_science::execute(work, inputs, &self.models, sink)
     }
 }
 

@@ -47,7 +47,7 @@ const EVENTS: usize = 16;
 /// Works until the server drains this worker or `shutdown` resolves, then leaves politely: training is handed over,
 /// other jobs finish within the grace time, everything is reported.
 pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-    run_with(config, Arc::new(Science), shutdown, std::future::pending()).await
+    run_with(config, Arc::new(Science::default()), shutdown, std::future::pending()).await
 }
 
 /// As [`run`], leaving politely at the first SIGTERM or SIGINT (or when `leave` resolves) and at once at the second.
@@ -72,7 +72,7 @@ pub async fn run_until_signalled(config: WorkerConfig, leave: impl Future<Output
         }
     };
     tokio::select! {
-        result = run_with(config, Arc::new(Science), first, at_least(seen.clone(), 2)) => result,
+        result = run_with(config, Arc::new(Science::default()), first, at_least(seen.clone(), 2)) => result,
         () = counting => Ok(()),
     }
 }

@@ -63,6 +63,21 @@ pub enum ScienceError {
     #[error("this version cannot compute `{0}` jobs; use a newer one on this worker")]
     NotHere(taskvec_model::job::JobKind),
 
+    #[error(
+        "the files of the model at {path} are others than when the sweep was planned (digest {found}, planned with {planned}): \
+         bring those back, or submit the sweep again"
+    )]
+    OtherModel { path: String, planned: taskvec_model::id::Digest, found: taskvec_model::id::Digest },
+
+    #[error("the model's states after layer {layer} are not finite: are its files intact, and is `dtype` wide enough?")]
+    NotFinite { layer: u32 },
+
+    #[error("there is no latent task `{name}`; there are {}", .known.join(", "))]
+    UnknownTask { name: String, known: Vec<String> },
+
+    #[error("prompts with {shots} demonstrations have no site `{site}`")]
+    NoSite { site: taskvec_model::spec::Site, shots: u32 },
+
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
 }
@@ -74,6 +89,10 @@ impl ScienceError {
             | Self::BadCheckpoint { .. }
             | Self::MissingInput(_)
             | Self::NotHere(_)
+            | Self::OtherModel { .. }
+            | Self::NotFinite { .. }
+            | Self::NoSite { .. }
+            | Self::UnknownTask { .. }
             | Self::Load(_)
             | Self::TooLong { .. }
             | Self::UnknownToken { .. } => Retry::Never,

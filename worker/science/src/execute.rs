@@ -1,7 +1,8 @@
 //! The one entrance for workers: a job's work in, its outcome out.
 
 use crate::{
-    Executed, Inputs, ScienceError, Sink, analysis,
+    Executed, Inputs, Models, ScienceError, Sink,
+    analysis::{self, natural},
     checkpoint::{self, Identity},
     model::Transformer,
     selftest,
@@ -9,7 +10,7 @@ use crate::{
 };
 use candle_core::Device;
 use taskvec_model::{
-    job::{JobWork, Purpose},
+    job::{JobWork, Purpose, Subject},
     metric::Metrics,
     spec::{DataSpec, ModelSpec},
 };
@@ -17,7 +18,14 @@ use taskvec_model::{
 /// Runs one job to its end on the CPU, with the threads of the caller's rayon pool.
 ///
 /// The outcome does not depend on the number of threads, but for times.
-pub fn execute(work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<Executed, ScienceError> {
+///
+/// Pretrained models are taken from `models`, where jobs that follow find them again.
+pub fn execute(
+    work: &JobWork,
+    inputs: &Inputs,
+    models: &Models,
+    sink: &mut dyn Sink,
+) -> Result<Executed, ScienceError> {
     let metrics = match work {
         JobWork::Train { seed, model, data, train, checkpoints, from, to } => {
             let segment = Segment { seed: *seed, model, data, train, checkpoints, from: *from, to: *to };
@@ -34,9 +42,20 @@ pub fn execute(work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<E
             let network = weights(inputs, model, data, *seed)?;
             analysis::td::run(&network, *seed, data, td, sink)?
         }
-        JobWork::Measure { .. } | JobWork::Intervene { .. } | JobWork::Finetune { .. } => {
-            return Err(ScienceError::NotHere(work.kind()));
+        JobWork::Measure { seed, model, data, shots, icl, td, lens } => {
+            let (td, lens) = (td.as_ref(), lens.as_ref());
+            let asked = natural::measure::Asked { seed: *seed, data, shots: *shots, icl: *icl, td, lens };
+            natural::measure::run(&*models.get(model)?, asked, sink)?
         }
+        JobWork::Intervene { seed, subject: Subject::Language { model, data, shots }, spec } => {
+            let asked = natural::intervene::Asked { seed: *seed, data, shots: *shots, spec };
+            natural::intervene::run(&*models.get(model)?, asked, sink)?
+        }
+        JobWork::Intervene { seed, subject: Subject::Synthetic { model, data }, spec } => {
+            let network = weights(inputs, model, data, *seed)?;
+            analysis::intervene::run(&network, *seed, data, spec, sink)?
+        }
+        JobWork::Finetune { .. } => return Err(ScienceError::NotHere(work.kind())),
         JobWork::Selftest { index, behaviour, millis, .. } => {
             selftest::run(*index, *behaviour, *millis, sink)?;
             Metrics::default()

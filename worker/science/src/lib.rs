@@ -11,6 +11,7 @@ mod execute;
 pub mod hook;
 pub mod load;
 pub mod model;
+mod models;
 pub mod optim;
 pub mod rng;
 mod selftest;
@@ -20,6 +21,7 @@ pub mod train;
 
 pub use error::ScienceError;
 pub use execute::execute;
+pub use models::Models;
 /// To be called first in `main` by every process that trains.
 pub use taskvec_kernels::process::prepare as prepare_process;
 

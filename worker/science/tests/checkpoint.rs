@@ -8,7 +8,7 @@ use common::{Folder, Memory};
 use std::collections::HashMap;
 use taskvec_model::job::{JobWork, Purpose};
 use taskvec_science::{
-    Inputs, ScienceError,
+    Inputs, Models, ScienceError,
     checkpoint::{self, Identity},
     execute,
 };
@@ -23,7 +23,7 @@ fn files() -> Memory {
     let (train, checkpoints) = (common::train(3), common::checkpoints());
     let mut sink = Memory::default();
     let work = JobWork::Train { seed, model, data, train, checkpoints, from: 0, to: 3 };
-    execute(&work, &Inputs::default(), &mut sink).unwrap();
+    execute(&work, &Inputs::default(), &Models::default(), &mut sink).unwrap();
     sink
 }
 

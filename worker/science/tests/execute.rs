@@ -10,10 +10,10 @@ use taskvec_model::{
     metric::Metrics,
     spec::Behaviour,
 };
-use taskvec_science::{Executed, Inputs, ScienceError, execute};
+use taskvec_science::{Executed, Inputs, Models, ScienceError, execute};
 
 fn selftest(behaviour: Behaviour, millis: u64, sink: &mut Memory) -> Result<Executed, ScienceError> {
-    execute(&JobWork::Selftest { seed: 0, index: 7, behaviour, millis }, &Inputs::default(), sink)
+    execute(&JobWork::Selftest { seed: 0, index: 7, behaviour, millis }, &Inputs::default(), &Models::default(), sink)
 }
 
 #[test]
@@ -51,17 +51,19 @@ fn an_analysis_reads_the_weights_that_training_wrote() {
     let (train, checkpoints) = (common::train(2), common::checkpoints());
     let mut sink = Memory::default();
     let work = JobWork::Train { seed, model: model.clone(), data: data.clone(), train, checkpoints, from: 0, to: 2 };
-    execute(&work, &Inputs::default(), &mut sink).unwrap();
+    execute(&work, &Inputs::default(), &Models::default(), &mut sink).unwrap();
 
     let icl = |seed| JobWork::Icl { seed, model: model.clone(), data: data.clone(), sequences: 40 };
     let folder = Folder::new();
     let weights = Some(folder.put("weights", &sink.files[&(2, Purpose::Weights)]));
     let inputs = Inputs { resume: None, weights };
-    let Ok(Executed::Finished(metrics)) = execute(&icl(seed), &inputs, &mut sink) else { panic!("it should finish") };
+    let Ok(Executed::Finished(metrics)) = execute(&icl(seed), &inputs, &Models::default(), &mut sink) else {
+        panic!("it should finish")
+    };
     assert!(!metrics.icl.is_empty() && metrics.icl.len() == metrics.rows());
 
-    let error = execute(&icl(seed + 1), &inputs, &mut sink).unwrap_err();
+    let error = execute(&icl(seed + 1), &inputs, &Models::default(), &mut sink).unwrap_err();
     assert!(error.to_string().contains("its seed is 3, wanted 4") && error.retry() == Retry::Never, "{error}");
-    let error = execute(&icl(seed), &Inputs::default(), &mut sink).unwrap_err();
+    let error = execute(&icl(seed), &Inputs::default(), &Models::default(), &mut sink).unwrap_err();
     assert_eq!(error.to_string(), "the job was given no weights checkpoint to read");
 }

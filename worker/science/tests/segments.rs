@@ -9,7 +9,7 @@ use taskvec_model::{
     job::{JobWork, Purpose, Retry},
     spec::{Decay, TrainSpec},
 };
-use taskvec_science::{Executed, Inputs, ScienceError, execute};
+use taskvec_science::{Executed, Inputs, Models, ScienceError, execute};
 
 const STEPS: u64 = 20;
 
@@ -20,7 +20,7 @@ fn segment(train: &TrainSpec, from: u64, to: u64) -> JobWork {
 
 fn run(from: u64, to: u64, resume: Option<&Path>, sink: &mut Memory) -> Result<Executed, ScienceError> {
     let inputs = Inputs { resume: resume.map(Path::to_owned), weights: None };
-    execute(&segment(&common::train(STEPS), from, to), &inputs, sink)
+    execute(&segment(&common::train(STEPS), from, to), &inputs, &Models::default(), sink)
 }
 
 /// All of training in one segment.
@@ -110,7 +110,7 @@ fn wide() -> Memory {
     let (data, checkpoints) = (common::data(), common::checkpoints());
     let work = JobWork::Train { seed: 3, model, data, train, checkpoints, from: 0, to: 3 };
     let mut sink = Memory::default();
-    execute(&work, &Inputs::default(), &mut sink).unwrap();
+    execute(&work, &Inputs::default(), &Models::default(), &mut sink).unwrap();
     sink
 }
 
@@ -142,7 +142,7 @@ fn divergence_is_reported_with_its_step_and_never_retried() {
         let mut train = common::train(1000);
         (train.optimizer.learning_rate, train.warmup, train.decay) = (rate, 0, Decay::None);
         let mut sink = Memory::default();
-        let error = execute(&segment(&train, 0, 1000), &Inputs::default(), &mut sink).unwrap_err();
+        let error = execute(&segment(&train, 0, 1000), &Inputs::default(), &Models::default(), &mut sink).unwrap_err();
         let ScienceError::Diverged { step, last_loss, .. } = error else { panic!("{error}") };
         let before = sink.progress.last().unwrap();
         assert_eq!((step, last_loss), (before.done + 1, before.loss));

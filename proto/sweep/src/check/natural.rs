@@ -6,9 +6,7 @@ use crate::{
     fault::{any_of, did_you_mean, quoted},
 };
 use serde_json::{Value as Json, json};
-use taskvec_model::spec::{
-    Family, InterventionSpec, Layers, LensSpec, LoraLayers, NaturalAnalysis, NaturalTd, Site,
-};
+use taskvec_model::spec::{Family, InterventionSpec, Layers, LensSpec, LoraLayers, NaturalAnalysis, NaturalTd, Site};
 
 /// The settings that decide which model it is.
 const MODEL: [&str; 2] = ["model.path", "model.revision"];
@@ -50,7 +48,8 @@ impl Checker<'_> {
         let layers: LoraLayers = self.typed("lora.layers")?;
         let count = self.identity?.layers;
         if layers.resolve(count).is_none() {
-            let message = format!("`lora.layers`: the model has layers 1 to {count}; {} is not within them", shown(layers));
+            let message =
+                format!("`lora.layers`: the model has layers 1 to {count}; {} is not within them", shown(layers));
             self.fault(&[&["lora.layers"][..], &MODEL].concat(), message);
         }
         Some(())
@@ -122,7 +121,8 @@ impl Checker<'_> {
         }
         let tasks = self.tasks();
         if tasks.as_ref().is_some_and(|t| t.len() < 2) {
-            let message = format!("`{path}`: with one task there is nothing to decode; `data.tasks` must have at least 2");
+            let message =
+                format!("`{path}`: with one task there is nothing to decode; `data.tasks` must have at least 2");
             self.fault(&["data.tasks", path], message);
             return;
         }
@@ -156,8 +156,7 @@ impl Checker<'_> {
     }
 
     fn no_answer_before(&mut self, path: &str, key: &str, shots: &str) {
-        let message =
-            format!("`{path}.{key}`: `y` is the last answer before the query; with 0 shots there is none");
+        let message = format!("`{path}.{key}`: `y` is the last answer before the query; with 0 shots there is none");
         self.fault(&[&format!("{path}.{key}"), shots], message);
     }
 

@@ -180,8 +180,7 @@ const SPARSE_LINEAR: &[Key] = &[
     },
 ];
 
-pub(super) const STEPS: Key =
-    Key { name: "steps", kind: whole(1, MAX_STEPS), default: Required, meaning: "updates" };
+pub(super) const STEPS: Key = Key { name: "steps", kind: whole(1, MAX_STEPS), default: Required, meaning: "updates" };
 
 pub(super) const WARMUP: Key = Key {
     name: "warmup",
@@ -239,7 +238,12 @@ const OPTIMIZER: &[Key] = &[
         default: Num(1e-4),
         meaning: "step size, after the warm-up and before the decay",
     },
-    Key { name: "betas", kind: BETAS, default: Numbers(&[0.9, 0.9999]), meaning: "decay of the first and the second moment" },
+    Key {
+        name: "betas",
+        kind: BETAS,
+        default: Numbers(&[0.9, 0.9999]),
+        meaning: "decay of the first and the second moment",
+    },
     EPSILON,
 ];
 

@@ -48,11 +48,7 @@ const PRETRAINED: &[Key] = &[
     },
     Key {
         name: "dtype",
-        kind: Kind::Word(&[
-            word("f32", "32-bit floats"),
-            word("bf16", "bfloat16"),
-            word("f16", "16-bit floats"),
-        ]),
+        kind: Kind::Word(&[word("f32", "32-bit floats"), word("bf16", "bfloat16"), word("f16", "16-bit floats")]),
         default: Is("f32"),
         meaning: "what weights and activations are held in",
     },
@@ -101,7 +97,10 @@ const TASKS: Choice = Choice {
     ],
     variants: &[
         Variant {
-            word: word("bitwise", "two binary numbers to AND, NAND, OR, NOR, XOR or XNOR of them, or to random digits (Null)"),
+            word: word(
+                "bitwise",
+                "two binary numbers to AND, NAND, OR, NOR, XOR or XNOR of them, or to random digits (Null)",
+            ),
             keys: &[Key {
                 name: "digits",
                 kind: whole(1, 32),
@@ -141,7 +140,10 @@ const CORPUS: Choice = Choice {
     common: &[],
     variants: &[
         Variant { word: word("bundled", "the small corpus that comes with the program"), keys: &[] },
-        Variant { word: word("treebank", "NLTK's Penn Treebank sample: treebank.zip or its folder"), keys: CORPUS_PATH },
+        Variant {
+            word: word("treebank", "NLTK's Penn Treebank sample: treebank.zip or its folder"),
+            keys: CORPUS_PATH,
+        },
         Variant { word: word("conllu", "CoNLL-U"), keys: CORPUS_PATH },
         Variant { word: word("brown", "word/TAG, as the Brown corpus"), keys: CORPUS_PATH },
     ],

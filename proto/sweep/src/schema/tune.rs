@@ -73,7 +73,12 @@ const MODULES: &[Word] = &[
 
 const TRAIN: &[Key] = &[
     STEPS,
-    Key { name: "batch", kind: whole(1, 65_536), default: Required, meaning: "prompts per update, over all its pieces" },
+    Key {
+        name: "batch",
+        kind: whole(1, 65_536),
+        default: Required,
+        meaning: "prompts per update, over all its pieces",
+    },
     Key {
         name: "accumulate",
         kind: whole(1, 65_536),
@@ -102,7 +107,12 @@ const OPTIMIZER: &[Key] = &[
         default: Num(2e-4),
         meaning: "step size, after the warm-up and before the decay; the paper gives none, Hu et al. 2021 use this one",
     },
-    Key { name: "betas", kind: BETAS, default: Numbers(&[0.9, 0.999]), meaning: "decay of the first and the second moment" },
+    Key {
+        name: "betas",
+        kind: BETAS,
+        default: Numbers(&[0.9, 0.999]),
+        meaning: "decay of the first and the second moment",
+    },
     EPSILON,
 ];
 

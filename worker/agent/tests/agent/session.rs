@@ -262,7 +262,7 @@ async fn slots_run_side_by_side() {
 #[tokio::test]
 async fn the_production_worker_computes_with_the_science_crate() {
     let (mut server, data) = (FakeServer::start().await, tempdir().unwrap());
-    let _worker = Worker::start(config(&server, &data), Arc::new(Science));
+    let _worker = Worker::start(config(&server, &data), Arc::new(Science::default()));
     server.hello().await;
     let with = |behaviour| {
         let mut assignment = selftest(4);

@@ -24,6 +24,9 @@ pub struct Decoded {
     pub stderr: f64,
 }
 
+/// The nearest others of every point, nearest first.
+pub struct Neighbours(Vec<Vec<u32>>);
+
 /// Decodes the same labels from different sets of points.
 pub struct Decoder<'a> {
     labels: &'a [u32],
@@ -42,14 +45,24 @@ impl<'a> Decoder<'a> {
         Self { labels, tasks, k, halves }
     }
 
+    /// The neighbours of every point (one row of `dim` values per label), as many as [`Self::decode_by`] needs, or all of them,
+    /// as [`Self::pairs`] does.
+    pub fn neighbours(&self, points: &[f64], dim: usize, all: bool) -> Neighbours {
+        // Twice k neighbours hold k of a half-sample on average; with these no half-sample ever lacks one in practice.
+        let depth = if all { self.labels.len() } else { 4 * self.k + 40 };
+        Neighbours(knn::neighbours(points, dim, depth))
+    }
+
     /// The decodability of each label from `points` (one row of `dim` values per label), by the rules of [`knn`].
     pub fn decode(&self, points: &[f64], dim: usize) -> Vec<Decoded> {
-        // Twice k neighbours hold k of a half-sample on average; with these no half-sample ever lacks one in practice.
-        let depth = 4 * self.k + 40;
-        let neighbours = knn::neighbours(points, dim, depth);
-        let values = self.accuracy(&neighbours, None);
+        self.decode_by(&self.neighbours(points, dim, false))
+    }
+
+    /// The same from neighbours that are known.
+    pub fn decode_by(&self, neighbours: &Neighbours) -> Vec<Decoded> {
+        let values = self.accuracy(neighbours, None);
         let of_halves: Vec<Vec<f64>> =
-            self.halves.par_iter().map(|half| self.accuracy(&neighbours, Some(half))).collect();
+            self.halves.par_iter().map(|half| self.accuracy(neighbours, Some(half))).collect();
         let decoded = |(t, &value): (usize, &f64)| {
             let of_halves: Vec<f64> = of_halves.iter().map(|values| values[t]).collect();
             let points = self.labels.iter().filter(|&&l| l as usize == t).count();
@@ -58,12 +71,31 @@ impl<'a> Decoder<'a> {
         values.iter().enumerate().map(decoded).collect()
     }
 
+    /// For every two labels a < b the fraction of their points that are named rightly when there are no others. Needs all
+    /// neighbours.
+    pub fn pairs(&self, neighbours: &Neighbours) -> Vec<(u32, u32, f64)> {
+        let pairs: Vec<(u32, u32)> = (0..self.tasks).flat_map(|a| (a + 1..self.tasks).map(move |b| (a, b))).collect();
+        let value = |(a, b): (u32, u32)| {
+            let within: Vec<bool> = self.labels.iter().map(|&l| l == a || l == b).collect();
+            let (right, all) = self.counts(neighbours, Some(&within));
+            let sum = |counts: &[u32]| f64::from(counts[a as usize] + counts[b as usize]);
+            (a, b, sum(&right) / sum(&all).max(1.0))
+        };
+        pairs.into_par_iter().map(value).collect()
+    }
+
     /// The fraction named rightly for each label, among the points of `within` (all where there is none).
-    fn accuracy(&self, neighbours: &[Vec<u32>], within: Option<&Vec<bool>>) -> Vec<f64> {
+    fn accuracy(&self, neighbours: &Neighbours, within: Option<&Vec<bool>>) -> Vec<f64> {
+        let (right, all) = self.counts(neighbours, within);
+        right.iter().zip(all).map(|(&right, all)| f64::from(right) / f64::from(all.max(1))).collect()
+    }
+
+    /// For each label how many points are named rightly, and how many there are.
+    fn counts(&self, neighbours: &Neighbours, within: Option<&Vec<bool>>) -> (Vec<u32>, Vec<u32>) {
         let is_in = |i: usize| within.is_none_or(|half| half[i]);
         let mut right = vec![0u32; self.tasks as usize];
         let mut all = right.clone();
-        for (i, (near, &label)) in neighbours.iter().zip(self.labels).enumerate() {
+        for (i, (near, &label)) in neighbours.0.iter().zip(self.labels).enumerate() {
             if !is_in(i) {
                 continue;
             }
@@ -71,7 +103,7 @@ impl<'a> Decoder<'a> {
             all[label as usize] += 1;
             right[label as usize] += u32::from(knn::vote(voters.map(|j| self.labels[j])) == Some(label));
         }
-        right.iter().zip(all).map(|(&right, all)| f64::from(right) / f64::from(all.max(1))).collect()
+        (right, all)
     }
 }
 

@@ -6,8 +6,10 @@ pub mod baselines;
 pub mod decode;
 pub mod estimators;
 pub mod icl;
+pub mod intervene;
 pub mod knn;
 mod linalg;
+pub mod natural;
 pub mod stats;
 pub mod td;
 
@@ -17,7 +19,10 @@ use crate::{
     rng::{Purpose, Stream},
 };
 use std::{ops::Range, time::Instant};
-use taskvec_model::{job::Progress, spec::SparseLinear};
+use taskvec_model::{
+    job::Progress,
+    spec::{PatchPairs, SparseLinear},
+};
 
 /// Sequences that go through a model, or a set of estimators, together. Between two batches a job can be stopped.
 const BATCH: usize = 100;
@@ -53,7 +58,30 @@ fn in_batches(
     Ok(())
 }
 
+/// Source and target of each pair of an intervention, as places among the tasks.
+fn pairs(names: &[String], pairs: &PatchPairs) -> Result<Vec<[usize; 2]>, ScienceError> {
+    let place = |name: &String| {
+        let unknown = || ScienceError::UnknownTask { name: name.clone(), known: names.to_vec() };
+        names.iter().position(|n| n == name).ok_or_else(unknown)
+    };
+    pairs.resolve(names).iter().map(|[source, target]| Ok([place(source)?, place(target)?])).collect()
+}
+
 /// f32 as f64, without loss.
 fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_paper_asks_for_the_right_task_and_for_null() {
+        let names: Vec<String> = ["A", "B", "Null"].map(str::to_owned).to_vec();
+        assert_eq!(pairs(&names, &PatchPairs::Paper).unwrap(), [[0, 0], [0, 2], [1, 1], [1, 2]]);
+        let unknown = PatchPairs::List(vec![["A".into(), "C".into()]]);
+        let refused = pairs(&names, &unknown).unwrap_err().to_string();
+        assert_eq!(refused, "there is no latent task `C`; there are A, B, Null");
+    }
 }

@@ -64,7 +64,7 @@ pub fn run(
 }
 
 /// The stream of the half-samples behind the standard errors; step 0 of the same purpose gives the sequences.
-fn halves(seed: u64) -> Stream {
+pub(super) fn halves(seed: u64) -> Stream {
     Stream { seed, purpose: Purpose::Td, step: 1 }
 }
 

@@ -35,6 +35,8 @@ pub enum Purpose {
     Query = 4,
     /// Tasks in words: what Null answers, and which items a prompt is made of; `step` is [`name_step`] of what is drawn.
     Words = 5,
+    /// Sequences of interventions in synthetic models.
+    Intervene = 6,
 }
 
 /// All numbers of one batch (or of one parameter).
@@ -127,7 +129,15 @@ mod tests {
     fn any_part_of_the_address_changes_the_numbers() {
         let first = |stream: Stream, index| stream.at(index).uniform().to_bits();
         let mut seen = std::collections::BTreeSet::new();
-        for purpose in [Purpose::Init, Purpose::Train, Purpose::Evaluate, Purpose::Td, Purpose::Query, Purpose::Words] {
+        for purpose in [
+            Purpose::Init,
+            Purpose::Train,
+            Purpose::Evaluate,
+            Purpose::Td,
+            Purpose::Query,
+            Purpose::Words,
+            Purpose::Intervene,
+        ] {
             for seed in [0, 1, 1 << 32, u64::MAX] {
                 for step in [0, 1, 1 << 32, (1 << 56) - 1] {
                     for index in [0, 1, u64::from(u32::MAX)] {

@@ -142,7 +142,9 @@ pub fn identify(family: &Family) -> Result<Family, TaskError> {
         Family::Pos { corpus: Corpus::Treebank { file } } => {
             file.digest = Some(source::digest(file, pos::treebank::FILES)?)
         }
-        Family::Pos { corpus: Corpus::Conllu { file } } => file.digest = Some(source::digest(file, pos::conllu::FILES)?),
+        Family::Pos { corpus: Corpus::Conllu { file } } => {
+            file.digest = Some(source::digest(file, pos::conllu::FILES)?)
+        }
         Family::Pos { corpus: Corpus::Brown { file } } => file.digest = Some(source::digest(file, pos::brown::FILES)?),
         Family::Pairs { file } => file.digest = Some(source::digest(file, pairs::FILES)?),
     }

@@ -1,0 +1,49 @@
+//! Pretrained models that jobs share: the one used last stays in memory, since the jobs of a run come one after the other.
+
+use crate::{
+    ScienceError,
+    analysis::natural::Reader,
+    load::{self, Files},
+    tokenizer::Tokenizer,
+};
+use candle_core::Device;
+use std::sync::{Arc, Mutex, PoisonError};
+use taskvec_model::{
+    id::Digest,
+    spec::{FloatType, PretrainedSpec},
+};
+
+/// The models of one process.
+#[derive(Default)]
+pub struct Models {
+    last: Mutex<Option<(Key, Arc<Reader>)>>,
+}
+
+type Key = (Digest, FloatType);
+
+impl Models {
+    /// The model that `spec` means, from memory or from its files. Only one is loaded at a time.
+    ///
+    /// # Errors
+    /// Where its files cannot be read, or are not those that the sweep was planned with.
+    pub fn get(&self, spec: &PretrainedSpec) -> Result<Arc<Reader>, ScienceError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = Files::find(&spec.path, spec.revision.as_deref())?;
+        let found = files.identity()?;
+        if let Some(planned) = spec.identity.as_ref().filter(|planned| planned.digest != found.digest) {
+            let (path, planned, found) = (spec.path.clone(), planned.digest, found.digest);
+            return Err(ScienceError::OtherModel { path, planned, found });
+        }
+        let key = (found.digest, spec.dtype);
+        if let Some((_, reader)) = last.as_ref().filter(|(known, _)| *known == key) {
+            return Ok(Arc::clone(reader));
+        }
+        // Before the next one is read, so that memory need not hold both.
+        *last = None;
+        let tokenizer = Tokenizer::from_folder(files.folder())?;
+        let model = files.load(load::dtype(spec.dtype), &Device::Cpu)?;
+        let reader = Arc::new(Reader { model, tokenizer });
+        *last = Some((key, Arc::clone(&reader)));
+        Ok(reader)
+    }
+}
