@@ -166,7 +166,7 @@ pub fn small() -> Vec<Case> {
         ((6, 2, 5), alone(&[5, 0, 9]), None, None),
         ((3, 1, 16), alone(&[30, 7]), Some(0.7), None),
         ((4, 4, 8), alone(&[70]), None, Some(9)),
-        ((2, 2, 20), alone(&[3, 40]), Some(2.0), Some(1)),
+        ((2, 2, 20), alone(&[3, 40]), Some(2.0), Some(2)),
         ((6, 3, 8), behind(5, &[4, 1, 3]), None, None),
         ((2, 1, 8), behind(66, &[3, 2]), Some(1.0), Some(68)),
         ((4, 2, 8), decoding(&[4, 1, 70]), None, None),
