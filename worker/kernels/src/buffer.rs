@@ -1,6 +1,9 @@
 //! Access to tensors' memory, and new memory that is not zeroed before it is overwritten.
+//!
+//! Most operations read contiguous tensors. Those of language models also take [`Rows`] that lie apart, such as one
+//! half of a wider matrix, without a copy.
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, WithDType, backend::BackendStorage};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, backend::BackendStorage};
 use std::mem::MaybeUninit;
 
 /// The elements of a contiguous tensor on the CPU.
@@ -26,6 +29,84 @@ pub fn cpu_elements<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> 
         _ => candle_core::bail!("this kernel runs on the CPU only"),
     }
 }
+
+/// Equally long rows, each contiguous, at equal distances.
+#[derive(Clone, Copy)]
+pub struct Rows<'a, T> {
+    data: &'a [T],
+    pub count: usize,
+    pub width: usize,
+    stride: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    /// Rows without gaps.
+    pub fn dense(data: &'a [T], width: usize) -> Self {
+        Self { data, count: data.len().checked_div(width).unwrap_or(0), width, stride: width }
+    }
+
+    #[inline(always)]
+    pub fn row(&self, i: usize) -> &'a [T] {
+        &self.data[i * self.stride..][..self.width]
+    }
+}
+
+/// The distance of rows that each consist of the last `inner` dimensions, if these are contiguous and the rows regular.
+fn row_stride(layout: &Layout, inner: usize) -> Option<usize> {
+    let lead = layout.dims().len().checked_sub(inner)?;
+    let (dims, strides) = (layout.dims(), layout.stride());
+    let mut dense = 1;
+    for (&dim, &stride) in dims[lead..].iter().zip(&strides[lead..]).rev() {
+        if dim != 1 && stride != dense {
+            return None;
+        }
+        dense *= dim;
+    }
+    let mut lead = dims[..lead].iter().zip(&strides[..lead]).filter(|(dim, _)| **dim != 1).rev();
+    let Some((&dim, &stride)) = lead.next() else { return Some(dense) };
+    let mut next = stride * dim;
+    for (&dim, &stride) in lead {
+        if stride != next {
+            return None;
+        }
+        next = stride * dim;
+    }
+    Some(stride)
+}
+
+/// The tensor itself where it is made of [`Rows`], else a contiguous copy.
+pub fn in_rows(x: &Tensor, inner: usize) -> Result<Tensor> {
+    if row_stride(x.layout(), inner).is_some() { Ok(x.clone()) } else { x.contiguous() }
+}
+
+/// The rows of a tensor from `in_rows`.
+pub fn rows<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout, inner: usize) -> Result<Rows<'a, T>> {
+    let Some(stride) = row_stride(layout, inner) else {
+        candle_core::bail!("a kernel was given a tensor without regular rows {layout:?}; make it contiguous first");
+    };
+    let (lead, inner) = layout.dims().split_at(layout.dims().len() - inner);
+    let (count, width) = (lead.iter().product(), inner.iter().product());
+    Ok(Rows { data: &T::cpu_storage_as_slice(storage)?[layout.start_offset()..], count, width, stride })
+}
+
+/// The same for a storage that may be anywhere.
+pub fn cpu_rows<'a, T: WithDType>(storage: &'a Storage, layout: &Layout, inner: usize) -> Result<Rows<'a, T>> {
+    match storage {
+        Storage::Cpu(storage) => rows(storage, layout, inner),
+        _ => candle_core::bail!("this kernel runs on the CPU only"),
+    }
+}
+
+/// Binds the rows of tensors: `read_rows!(x, y: T, 1);` makes [`Rows`] of the tensors of these names.
+macro_rules! read_rows {
+    ($($name:ident),+ : $T:ty, $inner:expr) => {
+        $(
+            let (guard, layout) = $name.storage_and_layout();
+            let $name = $crate::buffer::cpu_rows::<$T>(&guard, layout, $inner)?;
+        )+
+    };
+}
+pub(crate) use read_rows;
 
 /// Binds the elements of contiguous tensors: `read!(x, w: T);` makes slices of the tensors of these names.
 macro_rules! read {

@@ -3,6 +3,7 @@
 use crate::{
     dispatch::{Isa, Plain},
     tile::{Operands, Sums},
+    weight::Block,
 };
 use candle_core::{CpuStorage, Result, WithDType};
 
@@ -15,6 +16,9 @@ pub trait Float: WithDType {
     fn square_root(self) -> Self;
     /// e to the power `self`, which is first clamped to [−87, 88] for f32. NaN stays NaN.
     fn exponential<I: Isa>(self) -> Self;
+
+    /// NaN stays NaN.
+    fn hyperbolic_tangent<I: Isa>(self) -> Self;
 
     /// The elements of a storage of this type.
     fn elements_mut(storage: &mut CpuStorage) -> Result<&mut [Self]>;
@@ -41,6 +45,12 @@ pub trait Float: WithDType {
         unsafe { operands.tile::<Plain>() }
     }
 
+    /// Computes a piece of a product by panels (see [`crate::panel`]); false where there is no such way.
+    #[inline(always)]
+    fn by_panels(_: &Block<'_, Self>) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn of(value: f64) -> Self {
         Self::from_f64(value)
@@ -55,6 +65,11 @@ pub trait Float: WithDType {
 }
 
 impl Float for f32 {
+    #[cfg(target_arch = "x86_64")]
+    fn by_panels(block: &Block<'_, Self>) -> bool {
+        crate::panel::product(block)
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn tile_avx512(operands: Operands<Self>) -> Sums<Self> {
@@ -105,6 +120,20 @@ impl Float for f32 {
         let e = I::mul_add(p, r * r, r) + 1.0;
         e * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
     }
+
+    /// Cephes' tanhf: a polynomial below 0.625, where 1 − 2/(e²ˣ + 1) would cancel. Within 3 ulp.
+    #[inline(always)]
+    fn hyperbolic_tangent<I: Isa>(self) -> Self {
+        const POLYNOMIAL: [f32; 4] = [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1];
+        let (size, square) = (self.abs(), self * self);
+        let mut p = -5.704_988_7e-3;
+        for c in POLYNOMIAL {
+            p = I::mul_add(p, square, c);
+        }
+        let small = I::mul_add(p * square, self, self);
+        let large = 1.0 - 2.0 / ((size + size).exponential::<I>() + 1.0);
+        if size < 0.625 { small } else { large.copysign(self) }
+    }
 }
 
 impl Float for f64 {
@@ -128,6 +157,11 @@ impl Float for f64 {
     #[inline(always)]
     fn exponential<I: Isa>(self) -> Self {
         self.exp()
+    }
+
+    #[inline(always)]
+    fn hyperbolic_tangent<I: Isa>(self) -> Self {
+        self.tanh()
     }
 }
 
@@ -164,6 +198,20 @@ pub fn lane_sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: imp
     tree_sum(lanes)
 }
 
+/// The largest element, in `LANES` partial maxima; where there is a NaN, that or another.
+#[inline(always)]
+pub fn lane_max<T: Float>(x: &[T]) -> T {
+    let larger = |a: T, b: T| if b > a { b } else { a };
+    let mut lanes = [x[0]; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, x);
+        }
+    }
+    rest.iter().chain(&lanes).fold(x[0], |a, &b| larger(a, b))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,10 +229,23 @@ mod tests {
     }
 
     #[test]
+    fn hyperbolic_tangent_is_within_float_accuracy_and_keeps_nan() {
+        for i in -100_000..100_000 {
+            let x = i as f32 / 5_000.0;
+            let want = f64::from(x).tanh();
+            let got = f64::from(x.hyperbolic_tangent::<Plain>());
+            assert!((got - want).abs() <= 2.5e-7 * want.abs(), "tanh({x}) = {got}, not {want}");
+        }
+        assert_eq!((1e30f32.hyperbolic_tangent::<Plain>(), (-1e30f32).hyperbolic_tangent::<Plain>()), (1.0, -1.0));
+        assert!(f32::NAN.hyperbolic_tangent::<Plain>().is_nan());
+    }
+
+    #[test]
     fn lane_sums_cover_whole_vectors_and_the_rest() {
         for n in [0, 1, 15, 16, 17, 100] {
             let x: Vec<f64> = (1..=n).map(f64::from).collect();
             assert_eq!(lane_sum([&x, &x], |[a, b]| a * b), x.iter().map(|x| x * x).sum::<f64>());
+            assert!((0..x.len()).all(|i| lane_max(&[&x[i..], &x[..i]].concat()) == f64::from(n)));
         }
     }
 }

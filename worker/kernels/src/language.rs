@@ -62,29 +62,3 @@ pub struct Attend {
     /// How many keys, its own included, a query sees.
     pub window: Option<usize>,
 }
-
-/// `x·Wᵀ + b`: `x` (…, inputs), `weight` (outputs, inputs) as in `nn.Linear`, `bias` (outputs); gives (…, outputs).
-pub fn linear_t(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
-    crate::reference::linear_t(x, weight, bias)
-}
-
-/// `x / √(mean(x²) + eps) · weight` over the last dimension: `x` (…, d), `weight` (d).
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
-    crate::reference::rms_norm(x, weight, eps)
-}
-
-/// Rotary positions: `x` (N, H, D), angles as in [`Rotary`]; element i of a head turns with element i + R, for i below R.
-pub fn rotate(x: &Tensor, rotary: &Rotary) -> candle_core::Result<Tensor> {
-    crate::reference::rotate(x, rotary)
-}
-
-/// `activation(gate) · up`, element by element.
-pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {
-    crate::reference::gated(gate, up, activation)
-}
-
-/// Causal attention with grouped queries: `q` (N, H, D), `k` and `v` (M, G, D) where G divides H and head h reads group
-/// h·G/H; gives (N, H, D).
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], attend: &Attend) -> candle_core::Result<Tensor> {
-    crate::reference::attend(q, k, v, spans, attend)
-}

@@ -11,29 +11,46 @@
 //! This is the only crate of the workspace that may use `unsafe`.
 
 mod adam;
+mod attend;
+mod attend_backward;
+mod attend_block;
 mod attention;
 mod buffer;
+mod cross_entropy;
 mod dispatch;
 mod float;
+mod gated;
 mod language;
 mod layer_norm;
 mod linear;
 mod linear_gelu;
 mod linear_residual;
+mod linear_t;
 mod mse;
+#[cfg(target_arch = "x86_64")]
+mod panel;
 mod par;
 pub mod process;
 mod product;
 pub mod reference;
+mod rms_norm;
+mod rotate;
 mod sum;
 mod tile;
+mod weight;
 
 pub use adam::Adam;
+pub use attend::attend;
 pub use attention::causal_attention;
-pub use language::{Activation, Attend, Rotary, Span, attend, gated, linear_t, rms_norm, rotate};
+pub use cross_entropy::cross_entropy;
+pub use gated::gated;
+pub use language::{Activation, Attend, Rotary, Span};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use linear_gelu::linear_gelu;
 pub use linear_residual::linear_residual;
+pub use linear_t::{linear_t, linear_t_residual};
 pub use mse::mse_at;
+pub use rms_norm::rms_norm;
+pub use rotate::rotate;
 pub use sum::sum_of_squares;

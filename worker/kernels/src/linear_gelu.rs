@@ -99,7 +99,7 @@ fn backward<T: Float>(x: &Tensor, weight: &Tensor, bias: bool, slope: &Tensor, g
 /// `x/2·(1 + tanh u)` is `x·σ(2u)`, with `u = √(2/π)·(x + 0.044715 x³)`: one exponential, and no cancellation for
 /// negative `x`. Beyond ±9.5 σ is 1 or below 10⁻³³: clamping there keeps every intermediate finite and normal.
 #[inline(always)]
-fn gelu<T: Float, I: Isa>(x: T) -> (T, T) {
+pub(crate) fn gelu<T: Float, I: Isa>(x: T) -> (T, T) {
     /// 2·√(2/π)
     const FACTOR: f64 = 1.595_769_121_605_730_7;
     const CUBIC: f64 = 0.044715 * FACTOR;

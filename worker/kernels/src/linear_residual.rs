@@ -27,7 +27,7 @@ pub fn linear_residual(x: &Tensor, weight: &Tensor, bias: &Tensor, residual: &Te
 /// Rows of which the bias' gradient is summed at a time; fixed, so that the sum is the same on any number of threads.
 const ROWS: usize = 256;
 
-struct BiasAdded;
+pub(crate) struct BiasAdded;
 
 impl CustomOp2 for BiasAdded {
     fn name(&self) -> &'static str {

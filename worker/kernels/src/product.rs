@@ -1,19 +1,23 @@
 //! Matrix products, by the `gemm` crate on one thread each: larger ones are split into pieces of a fixed size, so that
 //! the sums are the same on any number of threads.
 
-use crate::{buffer::filled, float::Float, par};
+use crate::{
+    buffer::filled,
+    float::Float,
+    par::{self, Shared},
+};
 use gemm::{Parallelism, gemm};
 use std::mem::MaybeUninit;
 
 /// A matrix in memory: (elements, row stride, column stride).
 #[derive(Clone, Copy)]
-struct View<T>(*const T, usize, usize);
+pub struct View<T>(pub *const T, pub usize, pub usize);
 
 /// `out = a·b` for `a` (rows, depth), `b` (depth, columns) and `out` with rows `out_stride` apart.
 ///
 /// # Safety
 /// The views must cover the shapes and `out` must be writable over (rows, columns), by nobody else meanwhile.
-unsafe fn multiply<T: Float>(out: *mut T, out_stride: usize, shape: [usize; 3], a: View<T>, b: View<T>) {
+pub unsafe fn multiply<T: Float>(out: *mut T, out_stride: usize, shape: [usize; 3], a: View<T>, b: View<T>) {
     let [rows, depth, columns] = shape;
     // SAFETY: as the caller promises; `out` is not read.
     unsafe {
@@ -65,21 +69,6 @@ pub fn rows_times<'a, T: Float>(
     unsafe { out.assume_init_mut() }
 }
 
-/// A pointer that jobs on several threads may hold.
-#[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
-// SAFETY: it is only used to write disjoint blocks (see `gradient_of_weight`).
-unsafe impl<T: Send> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    /// A method, so that closures capture the whole and not its field.
-    fn at(self, offset: usize) -> *mut T {
-        self.0.wrapping_add(offset)
-    }
-}
-
 /// `xᵀ·g` for `x` (rows, inputs) and `g` (rows, outputs): (inputs, outputs).
 ///
 /// The larger side is cut into four, each a sum over all rows.
@@ -88,8 +77,8 @@ pub fn gradient_of_weight<T: Float>(x: &[T], g: &[T], inputs: usize, outputs: us
     assert!(rows * inputs == x.len() && rows * outputs == g.len());
     let block = inputs.max(outputs).div_ceil(4).next_multiple_of(16);
     let fill = |out: &mut [MaybeUninit<T>]| {
-        let out = Shared(out.as_mut_ptr().cast::<T>());
-        let (xs, gs) = (Shared(x.as_ptr().cast_mut()), Shared(g.as_ptr().cast_mut()));
+        let out = Shared::new(out.as_mut_ptr().cast::<T>());
+        let (xs, gs) = (Shared::new(x.as_ptr().cast_mut()), Shared::new(g.as_ptr().cast_mut()));
         // Over no rows, `gemm` writes zeros.
         par::each(rows * inputs.max(outputs), (0..inputs.max(outputs)).step_by(block), |start| {
             let len = block.min(inputs.max(outputs) - start);

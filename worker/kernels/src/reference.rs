@@ -3,7 +3,7 @@
 //! The fast ones are always compared with these.
 
 use crate::{Activation, Attend, Rotary, Span};
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 /// `√(2/π)`, the factor in the tanh form of GELU.
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
@@ -113,6 +113,9 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], attend: &Atten
             candle_core::bail!("attend: spans must cover the queries in order");
         }
         next = span.queries.end;
+        if span.queries.is_empty() {
+            continue;
+        }
         let keys = |x: &Tensor| -> Result<Tensor> {
             let part = |r: &std::ops::Range<usize>| x.narrow(0, r.start, r.len());
             let all = Tensor::cat(&[part(&span.prefix)?, part(&span.keys)?], 0)?;
@@ -144,7 +147,16 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], attend: &Atten
         candle_core::bail!("attend: spans cover {next} of {queries} queries");
     }
     if rows.is_empty() {
-        return Tensor::zeros((0, heads, dim), DType::F32, q.device());
+        return q.zeros_like()?.reshape((0, heads, dim));
     }
     Tensor::cat(&rows, 0)
+}
+
+/// Mean over the rows of `−log softmax(logits)` at each row's target.
+pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let largest = logits.max_keepdim(D::Minus1)?.detach();
+    let centred = logits.broadcast_sub(&largest)?;
+    let log_sum = centred.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
+    (log_sum - centred.gather(&targets, 1)?)?.mean_all()
 }

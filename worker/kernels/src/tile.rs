@@ -35,13 +35,45 @@ pub fn product<T: Float, I: Isa>(
     rows: usize,
     wanted: impl Fn(usize) -> Wanted,
 ) {
+    tiles::<T, I>(out, a, b, strides, rows, wanted, |out, sums| out.copy_from_slice(sums));
+}
+
+/// `out += a·b`, of the same terms and columns for every row.
+#[inline(always)]
+pub fn add_product<T: Float, I: Isa>(
+    out: &mut [T],
+    a: Left<'_, T>,
+    b: &[T],
+    strides: (usize, usize),
+    rows: usize,
+    (terms, columns): (usize, usize),
+) {
+    let wanted = |_| Wanted { terms: 0..terms, columns };
+    tiles::<T, I>(out, a, b, strides, rows, wanted, |out, sums| {
+        for (out, &sum) in out.iter_mut().zip(sums) {
+            *out += sum;
+        }
+    });
+}
+
+/// Hands each row of each tile to `store`.
+#[inline(always)]
+fn tiles<T: Float, I: Isa>(
+    out: &mut [T],
+    a: Left<'_, T>,
+    b: &[T],
+    strides: (usize, usize),
+    rows: usize,
+    wanted: impl Fn(usize) -> Wanted,
+    store: impl Fn(&mut [T], &[T; LANES]),
+) {
     for row in (0..rows).step_by(TILE_ROWS) {
         let Wanted { terms, columns } = wanted(row);
         for column in (0..columns).step_by(LANES) {
             let sums = tile::<T, I>(a, b, strides.0, row, column, terms.clone());
             for (r, sums) in sums.iter().enumerate() {
                 let start = (row + r) * strides.1 + column;
-                out[start..start + LANES].copy_from_slice(sums);
+                store(&mut out[start..start + LANES], sums);
             }
         }
     }
@@ -201,6 +233,11 @@ mod tests {
             columns: COLUMNS,
         });
         assert!(out.iter().all(|x| *x == 0.0), "an empty sum");
+        for _ in 0..2 {
+            let shape = (TERMS, COLUMNS);
+            add_product::<f32, I>(&mut out, Left(&a, row, column), &b, (COLUMNS, COLUMNS), ROWS, shape);
+        }
+        assert!(out.iter().zip(&want).all(|(out, want)| *out == 2.0 * want), "a sum on top");
     }
 
     fn plain_and_transposed<I: Isa>() {

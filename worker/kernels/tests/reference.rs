@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use common::{Case, Op, assert_close, outcome, tensor, values, vars};
+use common::{Case, Op, assert_close, language, outcome, tensor, values, vars};
 
 fn compare(case: &Case, dtype: DType, tolerance: f64, arrange: impl Fn(&Var) -> Result<Tensor> + Copy) -> Result<()> {
     let vars = vars(case, dtype)?;
@@ -44,17 +44,14 @@ fn f32_agrees_with_the_reference() -> Result<()> {
 #[test]
 fn strided_and_offset_input_agrees_with_the_reference() -> Result<()> {
     for case in common::small().iter().chain(&common::large()) {
-        // Memory in which the argument is every second column of a wider tensor, transposed where it has two dimensions.
-        let vars = case.shapes.iter().enumerate().map(|(i, shape)| {
-            let mut wide = shape.clone();
+        // Memory in which the argument is part of a wider tensor, transposed where it has two dimensions.
+        let vars = wider(case, |wide| {
             let last = wide.len() - 1;
             wide[last] += 3;
             if last > 0 {
                 wide.swap(last - 1, last);
             }
-            Var::from_tensor(&tensor(i as u64 + 1, &wide, DType::F64)?)
-        });
-        let vars = vars.collect::<Result<Vec<_>>>()?;
+        })?;
         compare_vars(case, &vars, 1e-11, |var| {
             let x =
                 if var.rank() > 1 { var.transpose(var.rank() - 2, var.rank() - 1)? } else { var.as_tensor().clone() };
@@ -62,6 +59,32 @@ fn strided_and_offset_input_agrees_with_the_reference() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+#[test]
+fn rows_that_lie_apart_agree_with_the_reference() -> Result<()> {
+    for case in common::small().iter().chain(&common::large()) {
+        // Parts of wider rows, and some heads among others.
+        for from_last in [1, 2] {
+            let dim = |rank: usize| rank.checked_sub(from_last).unwrap_or_default();
+            let vars = wider(case, |wide| wide[dim(wide.len())] += 2)?;
+            compare_vars(case, &vars, 1e-11, |var| {
+                let dim = dim(var.rank());
+                var.narrow(dim, 1, var.dim(dim)? - 2)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Variables of larger shapes than the case's.
+fn wider(case: &Case, widen: impl Fn(&mut [usize])) -> Result<Vec<Var>> {
+    let vars = case.shapes.iter().enumerate().map(|(i, shape)| {
+        let mut wide = shape.clone();
+        widen(&mut wide);
+        Var::from_tensor(&tensor(i as u64 + 1, &wide, DType::F64)?)
+    });
+    vars.collect()
 }
 
 /// The sum of the output, weighted as in `outcome`.
@@ -152,7 +175,11 @@ fn nan_in_gives_nan_out() -> Result<()> {
 #[test]
 fn extreme_input_gives_finite_output_and_gradients() -> Result<()> {
     let [_, gelu, _] = common::linears(&[6], 5, 5);
-    for case in [gelu, common::attention(2, 9, 10, 2), common::layer_norm(&[6], 5)] {
+    let mut cases = vec![gelu, common::attention(2, 9, 10, 2), common::layer_norm(&[6], 5)];
+    cases.extend([language::rms_norm(&[6], 5), language::cross_entropy(3, 5)]);
+    cases.extend(language::gates(&[6, 5]));
+    cases.extend([None, Some(30.0)].map(|cap| language::attend(((2, 1, 8), language::alone(&[9, 3]), cap, None))));
+    for case in cases {
         for size in [1e-30, 1e2, 1e4] {
             let vars = vars(&case, DType::F32)?;
             vars[0].set(&(vars[0].as_tensor() * size)?)?;
@@ -168,7 +195,12 @@ fn extreme_input_gives_finite_output_and_gradients() -> Result<()> {
 #[test]
 fn empty_batches_are_empty() -> Result<()> {
     let [linear, gelu, residual] = common::linears(&[0, 3], 4, 5);
-    for case in [linear, gelu, residual, common::layer_norm(&[0], 4), common::attention(0, 3, 4, 2)] {
+    let mut cases = vec![linear, gelu, residual, common::layer_norm(&[0], 4), common::attention(0, 3, 4, 2)];
+    cases.extend(language::linears_t(&[0, 3], 4, 5));
+    cases.extend(language::gates(&[0, 4]));
+    cases.extend([language::rms_norm(&[0], 4), language::rotate(0, 2, 4, 2)]);
+    cases.extend([vec![], language::alone(&[0, 0])].map(|spans| language::attend(((4, 2, 8), spans, None, None))));
+    for case in cases {
         let args: Vec<Tensor> = vars(&case, DType::F32)?.iter().map(|v| v.as_detached_tensor()).collect();
         assert_eq!((case.fast)(&args)?.elem_count(), 0, "{}", case.name);
     }

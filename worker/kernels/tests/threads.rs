@@ -24,6 +24,11 @@ fn result(case: &Case) -> Result<Vec<Vec<u32>>> {
 /// The shapes of the quickstart's model and, with a quarter of its batch, of the paper's.
 fn models() -> Vec<Case> {
     let mut cases = common::large();
+    // Of a language model with 135 million parameters: a prompt, and decoding.
+    for tokens in [70, 8] {
+        cases.extend(common::language::linears_t(&[tokens], 576, 1536));
+        cases.extend(common::language::gates(&[tokens, 1536]));
+    }
     for (batch, t, d, heads) in [(64, 16, 64, 4), (32, 40, 256, 8)] {
         cases.extend([common::layer_norm(&[batch, t], d), common::attention(batch, t, d, heads)]);
         let [_, gelu, _] = common::linears(&[batch, t], d, 4 * d);

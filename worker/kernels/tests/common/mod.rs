@@ -1,6 +1,8 @@
 //! Every operation as a case: the shapes of its arguments, the fast and the plain version.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod language;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use taskvec_kernels as fast;
 use taskvec_kernels::reference;
@@ -105,6 +107,7 @@ pub fn small() -> Vec<Case> {
     ] {
         cases.push(attention(batch, t, d, heads));
     }
+    cases.extend(language::small());
     cases
 }
 
@@ -113,6 +116,7 @@ pub fn large() -> Vec<Case> {
     let mut cases = vec![layer_norm(&[700], 72), attention(11, 33, 48, 3), mse(128, 40)];
     cases.extend(linears(&[1100], 40, 136));
     cases.extend(linears(&[3, 130], 300, 20));
+    cases.extend(language::large());
     cases
 }
 

@@ -1,0 +1,205 @@
+//! What forward and backward of [`attend`](crate::attend()) share: blocks of lanes and keys, and scores.
+
+use crate::{
+    Attend, Span,
+    buffer::Rows,
+    dispatch::Isa,
+    float::{Float, LANES},
+    tile::{Left, Wanted, product},
+};
+use std::ops::Range;
+
+/// Lanes of a block, unless a group has more heads.
+const MOST_LANES: usize = 64;
+/// Keys of a block.
+pub const KEYS: usize = 64;
+
+/// What attention reads.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a, T> {
+    /// Rows of all heads.
+    pub q: Rows<'a, T>,
+    /// Rows of all groups.
+    pub k: Rows<'a, T>,
+    pub v: Rows<'a, T>,
+    /// Elements of a head, D.
+    pub dim: usize,
+    pub how: &'a Attend,
+}
+
+impl<T> Inputs<'_, T> {
+    pub fn heads(&self) -> usize {
+        self.q.width / self.dim
+    }
+
+    pub fn groups(&self) -> usize {
+        self.k.width / self.dim
+    }
+}
+
+/// Some queries of a span, each with all heads of a group.
+#[derive(Clone, Copy)]
+pub struct Lanes<'a> {
+    span: &'a Span,
+    /// The first query, counted from the span's first.
+    first: usize,
+    queries: usize,
+    pub group: usize,
+    /// Heads of a group.
+    heads: usize,
+}
+
+/// The blocks of a span, all groups of some queries before the next queries.
+pub fn blocks(span: &Span, heads: usize, groups: usize) -> impl Iterator<Item = Lanes<'_>> {
+    let heads = heads / groups;
+    let (all, at_a_time) = (span.queries.len(), (MOST_LANES / heads).max(1));
+    (0..all).step_by(at_a_time).flat_map(move |first| {
+        let queries = at_a_time.min(all - first);
+        (0..groups).map(move |group| Lanes { span, first, queries, group, heads })
+    })
+}
+
+impl<'a> Lanes<'a> {
+    pub fn count(self) -> usize {
+        self.queries * self.heads
+    }
+
+    /// Rounded up to whole vectors.
+    pub fn padded(self) -> usize {
+        self.count().next_multiple_of(LANES)
+    }
+
+    /// A lane's query, among those of all spans, and its head.
+    #[inline(always)]
+    pub fn at(self, lane: usize) -> (usize, usize) {
+        (self.span.queries.start + self.first + lane / self.heads, self.group * self.heads + lane % self.heads)
+    }
+
+    /// The span's keys that the `i`th query of the block sees, from 0.
+    fn seen(self, i: usize, window: Option<usize>) -> Range<usize> {
+        let end = self.span.visible() - self.span.queries.len() + self.first + i + 1;
+        end.saturating_sub(window.unwrap_or(end))..end
+    }
+
+    /// The span's keys that any query of the block sees, from 0.
+    pub fn wanted(self, window: Option<usize>) -> Range<usize> {
+        self.seen(0, window).start..self.seen(self.queries - 1, window).end
+    }
+
+    /// The same by blocks, which lie together in memory.
+    pub fn keys(self, window: Option<usize>) -> impl Iterator<Item = Keys> + 'a {
+        let (wanted, prefix) = (self.wanted(window), self.span.prefix.len());
+        [(0, &self.span.prefix), (prefix, &self.span.keys)].into_iter().flat_map(move |(before, rows)| {
+            let end = wanted.end.min(before + rows.len());
+            (wanted.start.max(before)..end).step_by(KEYS).map(move |first| Keys {
+                first,
+                row: rows.start + first - before,
+                count: KEYS.min(end - first),
+            })
+        })
+    }
+}
+
+/// Some keys of a span.
+pub struct Keys {
+    /// The first, counted from the span's first.
+    first: usize,
+    /// The first, among all keys.
+    pub row: usize,
+    pub count: usize,
+}
+
+impl Keys {
+    pub fn positions(&self) -> Range<u32> {
+        self.first as u32..(self.first + self.count) as u32
+    }
+}
+
+/// Memory for one block: (D, lanes) for the queries; (keys, wide) for keys and values, where `wide` is D rounded up to
+/// whole vectors; (keys, lanes) for scores; (lanes, wide) for the result.
+pub struct Scratch<T> {
+    dim: usize,
+    pub wide: usize,
+    queries: Vec<T>,
+    pub k: Vec<T>,
+    pub v: Vec<T>,
+    pub scores: Vec<T>,
+    pub out: Vec<T>,
+    /// The first and the last key that each lane sees.
+    pub first: Vec<u32>,
+    pub last: Vec<u32>,
+    /// Of each lane: the largest score, the sum of exponentials, and by how much what was computed before shrinks.
+    pub largest: Vec<T>,
+    pub sums: Vec<T>,
+    pub factors: Vec<T>,
+}
+
+impl<T: Float> Scratch<T> {
+    /// Enough for each of the blocks.
+    pub fn new(blocks: &[Lanes<'_>], dim: usize) -> Self {
+        let lanes = blocks.iter().map(|block| block.padded()).max().unwrap_or(0);
+        let wide = dim.next_multiple_of(LANES);
+        let zeros = |len: usize| vec![T::zero(); len];
+        Self {
+            dim,
+            wide,
+            queries: zeros(dim * lanes),
+            k: zeros(KEYS * wide),
+            v: zeros(KEYS * wide),
+            scores: zeros(KEYS * lanes),
+            out: zeros(lanes * wide),
+            first: vec![0; lanes],
+            last: vec![0; lanes],
+            largest: zeros(lanes),
+            sums: zeros(lanes),
+            factors: zeros(lanes),
+        }
+    }
+
+    /// Loads a block's queries, scaled, and which keys they see. Lanes that only pad see key 0 with a query of zeros.
+    #[inline(always)]
+    pub fn begin(&mut self, inputs: Inputs<'_, T>, block: Lanes<'_>) {
+        let (lanes, scale) = (block.padded(), T::of(inputs.how.scale));
+        for lane in 0..lanes {
+            if lane >= block.count() {
+                (self.first[lane], self.last[lane]) = (0, 0);
+                self.queries.iter_mut().skip(lane).step_by(lanes).take(inputs.dim).for_each(|q| *q = T::zero());
+                continue;
+            }
+            let seen = block.seen(lane / block.heads, inputs.how.window);
+            (self.first[lane], self.last[lane]) = (seen.start as u32, seen.end as u32 - 1);
+            let (query, head) = block.at(lane);
+            let from = &inputs.q.row(query)[head * inputs.dim..][..inputs.dim];
+            for (to, &from) in self.queries[lane..].iter_mut().step_by(lanes).zip(from) {
+                *to = from * scale;
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub fn load_keys(&mut self, inputs: Inputs<'_, T>, block: Lanes<'_>, keys: &Keys) {
+        for (from, to) in [(inputs.k, &mut self.k), (inputs.v, &mut self.v)] {
+            for (i, to) in to.chunks_exact_mut(self.wide).enumerate().take(keys.count) {
+                let from = &from.row(keys.row + i)[block.group * inputs.dim..][..inputs.dim];
+                to[..inputs.dim].copy_from_slice(from);
+            }
+        }
+    }
+
+    /// The scores of the keys that were loaded.
+    #[inline(always)]
+    pub fn scores<I: Isa>(&mut self, how: &Attend, block: Lanes<'_>, keys: &Keys) {
+        let lanes = block.padded();
+        let Self { dim, k, queries, scores, .. } = self;
+        product::<T, I>(scores, Left(k, self.wide, 1), queries, (lanes, lanes), keys.count, |_| Wanted {
+            terms: 0..*dim,
+            columns: lanes,
+        });
+        if let Some(cap) = how.softcap {
+            let (cap, inverse) = (T::of(cap), T::of(1.0 / cap));
+            for score in &mut scores[..keys.count * lanes] {
+                *score = cap * (*score * inverse).hyperbolic_tangent::<I>();
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Products with a weight in f32 on x86-64, for any number of rows.
+//!
+//! A panel of the weight, 48 columns of it, is laid out anew (and widened from bf16) for the innermost loop, used for all
+//! rows at hand, and forgotten: for many rows the laying out is lost in the work, for few it hides behind the memory.
+//! Each element of the result is a sum over blocks of a fixed depth, in order, so that it does not depend on which rows
+//! and columns are computed together, nor on the kind of vectors.
+
+use crate::{
+    float::LANES,
+    weight::{Block, Brain, COLUMNS, Elements, Order},
+};
+use std::{arch::x86_64::*, ops::Range};
+
+/// Columns of a panel: three vectors, so that with `TALL` rows the sums take 24 of AVX-512's 32 registers.
+const WIDE: usize = COLUMNS;
+/// Rows of a tile.
+const TALL: usize = 8;
+/// Terms of one sum, at most: 24 KiB of a panel, in the first-level cache.
+const DEPTH: usize = 128;
+
+/// A tile of a product.
+type Sums = [[f32; WIDE]; TALL];
+
+/// `sums = x·panel` for rows of `x` at a distance and `depth` rows of a panel.
+///
+/// # Safety
+/// As many rows of `x` as the kernel has and `depth` rows of `WIDE` elements of the panel must be readable.
+type Kernel = unsafe fn(x: *const f32, stride: usize, panel: *const f32, depth: usize, sums: &mut Sums);
+
+/// By rows and vectors, both less one.
+type Kernels = [[Kernel; 3]; TALL];
+
+macro_rules! kernels {
+    ($f:ident: $($rows:literal)+) => { [$([$f::<$rows, 1>, $f::<$rows, 2>, $f::<$rows, 3>]),+] };
+}
+const AVX512: Kernels = kernels!(tile_avx512: 1 2 3 4 5 6 7 8);
+const AVX2: Kernels = kernels!(tile_avx2: 1 2 3 4 5 6 7 8);
+
+fn kernels() -> Option<&'static Kernels> {
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+        return None;
+    }
+    Some(if is_x86_feature_detected!("avx512f") { &AVX512 } else { &AVX2 })
+}
+
+/// A vector's worth of memory, where vectors like to begin.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line {
+    _elements: [f32; LANES],
+}
+
+/// Computes a block of a product; false where the machine lacks the instructions.
+pub fn product(block: &Block<'_, f32>) -> bool {
+    let Some(kernels) = kernels() else { return false };
+    let depth = block.weight.depth;
+    let deep = depth.div_ceil(depth.div_ceil(DEPTH)).next_multiple_of(LANES / 2);
+    let mut panel = vec![Line { _elements: [0.0; LANES] }; deep.min(depth) * WIDE / LANES];
+    for start in (0..depth).step_by(deep) {
+        let terms = start..depth.min(start + deep);
+        for first in block.columns.clone().step_by(WIDE) {
+            let columns = first..block.columns.end.min(first + WIDE);
+            // SAFETY: the machine has AVX2, as it has kernels.
+            unsafe {
+                match block.weight.elements {
+                    Elements::Same(elements) => lay_out(elements, block, terms.clone(), columns.clone(), &mut panel),
+                    Elements::Brain(elements) => lay_out(elements, block, terms.clone(), columns.clone(), &mut panel),
+                }
+                multiply(block, kernels, terms.clone(), columns, &panel);
+            }
+        }
+    }
+    true
+}
+
+/// Adds the product of all rows with a panel to the result.
+#[target_feature(enable = "avx2")]
+fn multiply(block: &Block<'_, f32>, kernels: &Kernels, terms: Range<usize>, columns: Range<usize>, panel: &[Line]) {
+    let mut sums = [[0.0; WIDE]; TALL];
+    let depth = block.weight.depth;
+    assert!(terms.len() * WIDE <= panel.len() * LANES && terms.end <= depth);
+    for first in block.rows.clone().step_by(TALL) {
+        let tall = TALL.min(block.rows.end - first);
+        let kernel = kernels[tall - 1][columns.len().div_ceil(LANES) - 1];
+        let x = &block.x[first * depth..][..tall * depth];
+        // SAFETY: `x` holds as many rows as the kernel reads, each up to the last of the terms; the panel was checked.
+        unsafe { kernel(x[terms.start..].as_ptr(), depth, panel.as_ptr().cast(), terms.len(), &mut sums) };
+        for (row, sums) in sums.iter().enumerate().take(tall) {
+            if terms.start == 0 {
+                block.begin(first + row, columns.clone(), &sums[..columns.len()]);
+            } else {
+                block.add(first + row, columns.clone(), &sums[..columns.len()]);
+            }
+        }
+    }
+}
+
+/// What is laid out.
+trait Element: Copy {
+    fn widened(self) -> f32;
+
+    /// # Safety
+    /// Four must be readable.
+    unsafe fn four(from: *const Self) -> __m128;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn four(from: *const Self) -> __m128 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm_loadu_ps(from) }
+    }
+}
+
+impl Element for Brain {
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        self.value()
+    }
+
+    /// The halves are put above zeros.
+    #[inline(always)]
+    unsafe fn four(from: *const Self) -> __m128 {
+        // SAFETY: as the caller promises; SSE2 is part of the target.
+        unsafe { _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(from.cast()))) }
+    }
+}
+
+/// Lays out the weights of some terms and columns as rows of `WIDE`. Columns that are missing are left as they are, and
+/// what is computed from them is not used.
+#[target_feature(enable = "avx2")]
+fn lay_out<E: Element>(
+    elements: &[E],
+    block: &Block<'_, f32>,
+    terms: Range<usize>,
+    columns: Range<usize>,
+    panel: &mut [Line],
+) {
+    let weight = &block.weight;
+    // SAFETY: a line is an array of its elements.
+    let panel = unsafe { std::slice::from_raw_parts_mut(panel.as_mut_ptr().cast::<f32>(), panel.len() * LANES) };
+    match weight.order {
+        Order::ByTerm => {
+            for (term, panel) in terms.zip(panel.chunks_exact_mut(WIDE)) {
+                let weights = &elements[term * weight.columns..][columns.clone()];
+                for (to, from) in panel.iter_mut().zip(weights) {
+                    *to = from.widened();
+                }
+            }
+        }
+        Order::ByColumn => {
+            for (i, first) in columns.clone().step_by(SIDE).enumerate() {
+                let rows = elements[first * weight.depth..columns.end.min(first + SIDE) * weight.depth]
+                    .chunks_exact(weight.depth)
+                    .map(|row| &row[terms.clone()]);
+                lay_out_columns(rows, weight.depth, &mut panel[i * SIDE..]);
+            }
+        }
+    }
+}
+
+/// Columns that are transposed at a time.
+const SIDE: usize = LANES / 2;
+
+/// Up to `SIDE` columns of a panel from as many rows, which lie at a distance.
+#[inline(always)]
+fn lay_out_columns<'a, E: Element + 'a>(
+    rows: impl ExactSizeIterator<Item = &'a [E]>,
+    distance: usize,
+    panel: &mut [f32],
+) {
+    let mut columns: [&[E]; SIDE] = [&[]; SIDE];
+    let count = rows.len();
+    columns.iter_mut().zip(rows).for_each(|(column, row)| *column = row);
+    let terms = columns[0].len();
+    let whole = if count == SIDE { terms / SIDE * SIDE } else { 0 };
+    for term in (0..whole).step_by(SIDE) {
+        let to = &mut panel[term * WIDE..][..(SIDE - 1) * WIDE + SIDE];
+        let from = columns.map(|column| column[term..term + SIDE].as_ptr());
+        if term % LANES == 0 {
+            // The columns after these, likely the next to be laid out, come from memory when there are few rows.
+            for from in from {
+                // SAFETY: a hint, whatever the address; SSE is part of the target.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SIDE * distance).cast()) };
+            }
+        }
+        // SAFETY: each column has eight elements from `term`, and `to` has eight rows of eight, `WIDE` apart. Only
+        // called with AVX2.
+        unsafe { transpose(from, to.as_mut_ptr()) };
+    }
+    for (i, column) in columns.iter().enumerate().take(count) {
+        for (term, value) in column.iter().enumerate().skip(whole) {
+            panel[term * WIDE + i] = value.widened();
+        }
+    }
+}
+
+/// Eight rows of eight, as eight columns at a distance of `WIDE`.
+///
+/// # Safety
+/// Eight elements must be readable at each of `rows`, and writable at each of eight distances from `to`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose<E: Element>(rows: [*const E; SIDE], to: *mut f32) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        // Four elements of row i beside four of row i + 4, first the lower halves, then the upper.
+        for (half, offset) in [0, 4].into_iter().enumerate() {
+            let pair = |i: usize| {
+                _mm256_insertf128_ps::<1>(
+                    _mm256_castps128_ps256(E::four(rows[i].add(offset))),
+                    E::four(rows[i + 4].add(offset)),
+                )
+            };
+            let (a, b, c, d) = (pair(0), pair(1), pair(2), pair(3));
+            let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+            let to = to.add(half * 4 * WIDE);
+            _mm256_storeu_ps(to, _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd));
+            _mm256_storeu_ps(to.add(WIDE), _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
+            _mm256_storeu_ps(to.add(2 * WIDE), _mm256_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high));
+            _mm256_storeu_ps(to.add(3 * WIDE), _mm256_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high));
+        }
+    }
+}
+
+/// # Safety
+/// As for `Kernel`; the machine has AVX-512.
+#[target_feature(enable = "avx512f")]
+unsafe fn tile_avx512<const ROWS: usize, const VECTORS: usize>(
+    x: *const f32,
+    stride: usize,
+    panel: *const f32,
+    depth: usize,
+    out: &mut Sums,
+) {
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+    for term in 0..depth {
+        let mut weights = [_mm512_setzero_ps(); VECTORS];
+        for (v, weights) in weights.iter_mut().enumerate() {
+            // SAFETY: as the caller promises.
+            *weights = unsafe { _mm512_loadu_ps(panel.add(term * WIDE + v * LANES)) };
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: as the caller promises.
+            let x = _mm512_set1_ps(unsafe { *x.add(row * stride + term) });
+            for (sum, weights) in sums.iter_mut().zip(weights) {
+                *sum = _mm512_fmadd_ps(x, weights, *sum);
+            }
+        }
+    }
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, sum) in out.chunks_exact_mut(LANES).zip(sums) {
+            // SAFETY: a chunk is one vector.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
+        }
+    }
+}
+
+/// Four rows and one column of lanes at a time, since there are half as many registers, half as wide.
+///
+/// # Safety
+/// As for `Kernel`; the machine has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(
+    x: *const f32,
+    stride: usize,
+    panel: *const f32,
+    depth: usize,
+    out: &mut Sums,
+) {
+    for column in (0..VECTORS * LANES).step_by(LANES) {
+        for first in (0..ROWS).step_by(4) {
+            let part = &mut out[first..];
+            // SAFETY: as the caller promises.
+            let (x, panel) = unsafe { (x.add(first * stride), panel.add(column)) };
+            // SAFETY: as the caller promises.
+            unsafe {
+                match ROWS - first {
+                    1 => strip_avx2::<1>(x, stride, panel, depth, part, column),
+                    2 => strip_avx2::<2>(x, stride, panel, depth, part, column),
+                    3 => strip_avx2::<3>(x, stride, panel, depth, part, column),
+                    _ => strip_avx2::<4>(x, stride, panel, depth, part, column),
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for `tile_avx2`, with `LANES` readable elements in each row of the panel.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn strip_avx2<const ROWS: usize>(
+    x: *const f32,
+    stride: usize,
+    panel: *const f32,
+    depth: usize,
+    out: &mut [[f32; WIDE]],
+    column: usize,
+) {
+    let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+    for term in 0..depth {
+        // SAFETY: as the caller promises; two vectors are `LANES` elements.
+        let weights = unsafe {
+            let panel = panel.add(term * WIDE);
+            [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(LANES / 2))]
+        };
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: as the caller promises.
+            let x = _mm256_set1_ps(unsafe { *x.add(row * stride + term) });
+            *sums = [_mm256_fmadd_ps(x, weights[0], sums[0]), _mm256_fmadd_ps(x, weights[1], sums[1])];
+        }
+    }
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, sum) in out[column..column + LANES].chunks_exact_mut(LANES / 2).zip(sums) {
+            // SAFETY: a chunk is one vector.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Products of rows with a weight: what weights are made of, and how the work is split.
+
+use crate::{
+    buffer::filled,
+    float::Float,
+    par::{self, Shared},
+    product::{self, View},
+};
+use std::{mem::MaybeUninit, ops::Range};
+
+/// Rows of one piece of work: with the depth of a panel, half of a second-level cache.
+const ROWS: usize = 512;
+/// Columns of a piece of work are a multiple of this, the width of a panel.
+pub const COLUMNS: usize = 48;
+
+/// bfloat16: the upper half of an f32.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Brain(pub u16);
+
+impl Brain {
+    #[inline(always)]
+    pub fn value(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+}
+
+/// The elements of a weight.
+#[derive(Clone, Copy)]
+pub enum Elements<'a, T> {
+    Same(&'a [T]),
+    Brain(&'a [Brain]),
+}
+
+/// How the elements of a weight follow each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// (columns, depth): each column of the product has its weights together.
+    ByColumn,
+    /// (depth, columns).
+    ByTerm,
+}
+
+/// What is multiplied with, as (depth, columns) whatever the order.
+#[derive(Clone, Copy)]
+pub struct Weight<'a, T> {
+    pub elements: Elements<'a, T>,
+    pub depth: usize,
+    pub columns: usize,
+    pub order: Order,
+}
+
+/// What is added to a product.
+#[derive(Clone, Copy)]
+pub enum Added<'a, T> {
+    Nothing,
+    /// The same for every row.
+    Bias(&'a [T]),
+    /// As many elements as the product has.
+    Residual(&'a [T]),
+}
+
+/// One piece of a product `x·W`: some rows and some columns.
+pub struct Block<'a, T> {
+    /// All rows.
+    pub x: &'a [T],
+    pub weight: Weight<'a, T>,
+    added: Added<'a, T>,
+    /// All of the result.
+    out: Shared<T>,
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+}
+
+/// `x·W` and what is `added`, for `x` of rows of `weight.depth`.
+///
+/// No element depends on how the work is split, so that it may be split by the number of threads.
+pub fn product<T: Float>(x: &[T], weight: Weight<'_, T>, added: Added<'_, T>) -> Vec<T> {
+    let rows = x.len() / weight.depth;
+    let held = match weight.elements {
+        Elements::Same(elements) => elements.len(),
+        Elements::Brain(elements) => elements.len(),
+    };
+    assert!(rows * weight.depth == x.len() && held == weight.depth * weight.columns);
+    match added {
+        Added::Nothing => {}
+        Added::Bias(bias) => assert_eq!(bias.len(), weight.columns),
+        Added::Residual(residual) => assert_eq!(residual.len(), rows * weight.columns),
+    }
+    let fill = |out: &mut [MaybeUninit<T>]| {
+        let out = Shared::new(out.as_mut_ptr().cast());
+        let (tall, wide) = (ROWS.min(rows.max(1)), columns_at_a_time(rows, weight.columns));
+        let pieces = (0..rows).step_by(tall).flat_map(|row| (0..weight.columns).step_by(wide).map(move |c| (row, c)));
+        // Reading a weight costs as much as half an activation function; so do some ten multiplications.
+        let work = weight.depth * weight.columns * (4 + rows) / 8;
+        par::each(work, pieces, |(row, column)| {
+            let (rows, columns) = (row..rows.min(row + tall), column..weight.columns.min(column + wide));
+            Block { x, weight, added, out, rows, columns }.compute();
+        });
+    };
+    // SAFETY: the pieces cover all rows and columns, and `compute` writes all of each.
+    unsafe { filled(rows * weight.columns, fill).0 }
+}
+
+/// Few enough that every thread has several pieces, where there are enough columns for that.
+fn columns_at_a_time(rows: usize, columns: usize) -> usize {
+    /// Panels that share a block of rows in the cache.
+    const PANELS: usize = 8;
+    let pieces = (8 * rayon::current_num_threads()).div_ceil(rows.div_ceil(ROWS).max(1));
+    columns.div_ceil(pieces * COLUMNS).clamp(1, PANELS) * COLUMNS
+}
+
+impl<'a, T: Float> Block<'a, T> {
+    /// By panels where the machine and the type allow it, else by `gemm`.
+    fn compute(&self) {
+        if T::by_panels(self) {
+            return;
+        }
+        match self.weight.elements {
+            Elements::Same(elements) => self.general(elements, self.weight, self.columns.start),
+            Elements::Brain(elements) => {
+                let (depth, columns) = (self.weight.depth, self.columns.len());
+                let value = |brain: &Brain| T::of(brain.value().into());
+                let (widened, weight): (Vec<T>, _) = match self.weight.order {
+                    Order::ByColumn => {
+                        let part = &elements[self.columns.start * depth..self.columns.end * depth];
+                        (part.iter().map(value).collect(), Weight { columns, ..self.weight })
+                    }
+                    Order::ByTerm => {
+                        let part = |row: &'_ [Brain]| row[self.columns.clone()].iter().map(value).collect::<Vec<_>>();
+                        let rows = elements.chunks_exact(self.weight.columns).flat_map(part);
+                        (rows.collect(), Weight { columns, ..self.weight })
+                    }
+                };
+                self.general(&widened, weight, 0);
+            }
+        }
+    }
+
+    /// By `gemm`, with the block's columns from `first` of a weight of this shape.
+    fn general(&self, elements: &[T], weight: Weight<'_, T>, first: usize) {
+        let Weight { depth, columns, order, .. } = weight;
+        assert!(elements.len() == depth * columns && first + self.columns.len() <= columns);
+        let view = match order {
+            Order::ByColumn => View(elements[first * depth..].as_ptr(), 1, depth),
+            Order::ByTerm => View(elements[first..].as_ptr(), columns, 1),
+        };
+        let x = View(self.x[self.rows.start * depth..self.rows.end * depth].as_ptr(), depth, 1);
+        let out = self.out.at(self.rows.start * self.weight.columns + self.columns.start);
+        // SAFETY: the views cover the shapes, as checked; this piece of the result is ours alone.
+        unsafe { product::multiply(out, self.weight.columns, [self.rows.len(), depth, self.columns.len()], x, view) };
+        for row in self.rows.clone() {
+            self.add_rest(row, self.columns.clone());
+        }
+    }
+
+    /// Some columns of a row of the result.
+    #[inline(always)]
+    fn part(&self, row: usize, columns: Range<usize>) -> &'a mut [T] {
+        assert!(self.rows.contains(&row) && self.columns.start <= columns.start && columns.end <= self.columns.end);
+        // SAFETY: it is within the block, which is ours alone, and lives as long as the block.
+        unsafe { self.out.part(row * self.weight.columns + columns.start, columns.len()) }
+    }
+
+    /// Writes the first sums of some columns of a row, and what is added to the product.
+    #[inline(always)]
+    pub fn begin(&self, row: usize, columns: Range<usize>, sums: &[T]) {
+        self.part(row, columns.clone()).copy_from_slice(sums);
+        self.add_rest(row, columns);
+    }
+
+    #[inline(always)]
+    fn add_rest(&self, row: usize, columns: Range<usize>) {
+        match self.added {
+            Added::Nothing => {}
+            Added::Bias(bias) => self.add(row, columns.clone(), &bias[columns]),
+            Added::Residual(residual) => {
+                let residual = &residual[row * self.weight.columns..][columns.clone()];
+                self.add(row, columns, residual);
+            }
+        }
+    }
+
+    /// Adds further sums.
+    #[inline(always)]
+    pub fn add(&self, row: usize, columns: Range<usize>, sums: &[T]) {
+        for (out, &sum) in self.part(row, columns).iter_mut().zip(sums) {
+            *out += sum;
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What the operations of language models promise beyond agreeing with their plain versions.
+
+mod common;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use common::{assert_close, language::*, tensor, values};
+use taskvec_kernels::{self as fast, Attend, Span};
+
+fn bits(x: &Tensor) -> Result<Vec<u32>> {
+    Ok(x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+}
+
+const PLAIN: Attend = Attend { scale: 0.4, softcap: None, window: None };
+
+/// Queries, keys and values of so many tokens, in 4 heads, 2 groups of 24.
+fn tokens(queries: usize, keys: usize, dtype: DType) -> Result<[Tensor; 3]> {
+    let keys = [2, 3].map(|seed| tensor(seed, &[keys, 2, 24], dtype));
+    let [k, v] = keys;
+    Ok([tensor(1, &[queries, 4, 24], dtype)?, k?, v?])
+}
+
+#[test]
+fn a_row_of_linear_t_does_not_depend_on_the_others() -> Result<()> {
+    let (x, weight) = (tensor(1, &[530, 700], DType::F32)?, tensor(2, &[100, 700], DType::F32)?);
+    let all = fast::linear_t(&x, &weight, None)?;
+    for (start, len) in [(0, 1), (3, 5), (17, 8), (500, 30), (529, 1)] {
+        let part = fast::linear_t(&x.narrow(0, start, len)?, &weight, None)?;
+        assert_eq!(bits(&part)?, bits(&all.narrow(0, start, len)?)?, "rows {start} to {}", start + len);
+    }
+    for (start, len) in [(0, 1), (5, 60), (99, 1)] {
+        let part = fast::linear_t(&x, &weight.narrow(0, start, len)?, None)?;
+        assert_eq!(bits(&part)?, bits(&all.narrow(1, start, len)?.contiguous()?)?, "columns from {start}");
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_in_bf16_give_what_their_values_give() -> Result<()> {
+    for (rows, inputs, outputs) in [(1, 1, 1), (3, 300, 70), (20, 61, 49), (600, 40, 100)] {
+        for dtype in [DType::F32, DType::F64] {
+            let x = Var::from_tensor(&tensor(1, &[rows, inputs], dtype)?)?;
+            let bias = tensor(3, &[outputs], dtype)?;
+            let narrow = tensor(2, &[outputs, inputs], DType::F32)?.to_dtype(DType::BF16)?;
+            let wide = narrow.to_dtype(dtype)?;
+            let result = |weight: &Tensor| {
+                let out = fast::linear_t(&x, weight, Some(&bias))?;
+                let grads = (&out * tensor(99, out.dims(), dtype)?)?.sum_all()?.backward()?;
+                let grad = grads.get(&x).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+                Ok::<_, candle_core::Error>((values(&out.detach())?, values(&grad)?))
+            };
+            assert_eq!(result(&narrow)?, result(&wide)?, "{rows} × {inputs} × {outputs}, {dtype:?}");
+            let strided = tensor(2, &[inputs, outputs], DType::F32)?.to_dtype(DType::BF16)?.t()?;
+            assert_eq!(result(&strided)?, result(&strided.to_dtype(dtype)?)?, "strided");
+        }
+    }
+    let (x, weight) = (tensor(1, &[2, 3], DType::F32)?, tensor(2, &[4, 3], DType::F32)?.to_dtype(DType::BF16)?);
+    let trained = Var::from_tensor(&weight)?;
+    let message = fast::linear_t(&x, trained.as_tensor(), None)?.backward().err().map(|e| e.to_string());
+    assert!(message.is_some_and(|m| m.contains("gets no gradient")));
+    let residual = tensor(3, &[2, 4], DType::F32)?;
+    let got = fast::linear_t_residual(&x, &weight, None, &residual)?;
+    assert_eq!(bits(&got)?, bits(&fast::linear_t_residual(&x, &weight.to_dtype(DType::F32)?, None, &residual)?)?);
+    Ok(())
+}
+
+#[test]
+fn a_query_sees_its_own_row_up_to_itself_within_the_window() -> Result<()> {
+    let (first, second) = (70, 30);
+    let spans = alone(&[first, second]);
+    for window in [None, Some(1), Some(13)] {
+        let how = Attend { window, ..PLAIN };
+        let [q, k, v] = tokens(first + second, first + second, DType::F64)?;
+        let before = values(&fast::attend(&q, &k, &v, &spans, &how)?)?;
+        for changed in [0, 1, 20, 63, 64, 69, 70, 99] {
+            let change = |x: &Tensor| -> Result<Tensor> {
+                let mut data = values(x)?;
+                data[changed * 48..][..48].iter_mut().for_each(|x| *x += 1.0);
+                Tensor::from_vec(data, x.shape(), &Device::Cpu)
+            };
+            let after = values(&fast::attend(&q, &change(&k)?, &change(&v)?, &spans, &how)?)?;
+            for query in 0..first + second {
+                let (row, same) = (query * 96..(query + 1) * 96, (query < first) == (changed < first));
+                let sees = same && changed <= query && window.is_none_or(|w| query - changed < w);
+                assert_eq!(before[row.clone()] != after[row], sees, "query {query}, key {changed}, window {window:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn nan_stays_in_its_row() -> Result<()> {
+    let [q, k, v] = tokens(20, 20, DType::F32)?;
+    let clean = fast::attend(&q, &k, &v, &alone(&[8, 12]), &PLAIN)?;
+    let poison = |x: &Tensor| x.slice_set(&Tensor::full(f32::NAN, (12, 2, 24), &Device::Cpu)?, 0, 8);
+    (poison(&k)?, poison(&v)?);
+    let out = fast::attend(&q, &k, &v, &alone(&[8, 12]), &PLAIN)?;
+    assert_eq!(bits(&out.narrow(0, 0, 8)?)?, bits(&clean.narrow(0, 0, 8)?)?);
+    assert!(values(&out.narrow(0, 8, 12)?)?.iter().all(|x| x.is_nan()));
+    Ok(())
+}
+
+#[test]
+fn decoding_with_a_cache_gives_what_the_whole_row_gives() -> Result<()> {
+    let t = 150;
+    for how in [PLAIN, Attend { scale: 0.4, softcap: Some(2.0), window: Some(40) }] {
+        let [q, k, v] = tokens(t, t, DType::F32)?;
+        let whole = fast::attend(&q, &k, &v, &alone(&[t]), &how)?;
+        for (start, new) in [(0, 1), (1, 1), (64, 1), (149, 1), (100, 50), (63, 3)] {
+            let keys = start + new;
+            for prefix in [0, 1, 64, keys - 1] {
+                let span = Span { queries: 0..new, prefix: 0..prefix.min(keys), keys: prefix.min(keys)..keys };
+                let part = fast::attend(&q.narrow(0, start, new)?, &k, &v, &[span], &how)?;
+                let name = format!("{new} queries from {start}, prefix of {prefix}");
+                assert_close(&name, &part, &whole.narrow(0, start, new)?, 2e-6)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn spans_that_do_not_fit_are_refused_with_the_reason() -> Result<()> {
+    let [q, k, v] = tokens(5, 9, DType::F32)?;
+    let span = |queries, prefix, keys| Span { queries, prefix, keys };
+    let refused = [
+        (vec![], "cover 0 of 5 queries"),
+        (vec![span(0..3, 0..0, 0..3)], "cover 3 of 5 queries"),
+        (vec![span(1..5, 0..0, 0..5)], "span 0 has queries 1..5, where 0.."),
+        (vec![span(0..3, 0..0, 0..3), span(2..5, 0..0, 3..6)], "span 1 has queries 2..5, where 3.."),
+        (vec![span(0..6, 0..0, 0..6)], "span 0 has queries 0..6"),
+        (vec![span(0..5, 0..0, 5..10)], "span 0 has keys 0..0 and 5..10, of 9"),
+        (vec![span(0..5, 8..11, 0..5)], "span 0 has keys 8..11 and 0..5, of 9"),
+        (vec![span(0..5, 0..2, 2..4)], "span 0 has 4 keys for 5 queries"),
+    ];
+    for (spans, reason) in refused {
+        let message = fast::attend(&q, &k, &v, &spans, &PLAIN).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.starts_with("attend: ") && message.contains(reason), "{spans:?}: {message:?}, not {reason:?}");
+    }
+    for how in [Attend { window: Some(0), ..PLAIN }, Attend { softcap: Some(0.0), ..PLAIN }] {
+        assert!(fast::attend(&q, &k, &v, &alone(&[5]), &how).is_err_and(|e| e.to_string().starts_with("attend: ")));
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() -> Result<()> {
+    let x = |shape: &[usize]| tensor(1, shape, DType::F32);
+    let wide = |shape: &[usize]| tensor(1, shape, DType::F64);
+    let spans = &alone(&[2]);
+    let errors = [
+        ("linear_t", fast::linear_t(&x(&[2, 3])?, &x(&[3, 5])?, None)),
+        ("linear_t", fast::linear_t(&x(&[2, 3])?, &x(&[5, 3])?, Some(&x(&[3])?))),
+        ("linear_t", fast::linear_t(&x(&[2, 3])?, &wide(&[5, 3])?, None)),
+        ("linear_t", fast::linear_t(&x(&[2, 3])?, &x(&[5, 3])?, Some(&wide(&[5])?))),
+        ("linear_t_residual", fast::linear_t_residual(&x(&[2, 3])?, &x(&[5, 3])?, None, &x(&[1, 5])?)),
+        ("rms_norm", fast::rms_norm(&x(&[2, 3])?, &x(&[2])?, 1e-5)),
+        ("rotate", fast::rotate(&x(&[2, 3, 4])?, &angles(2, 3, DType::F32)?)),
+        ("rotate", fast::rotate(&x(&[2, 3, 4])?, &angles(3, 2, DType::F32)?)),
+        ("rotate", fast::rotate(&x(&[2, 3, 4])?, &angles(2, 2, DType::F64)?)),
+        ("gated", fast::gated(&x(&[2, 3])?, &x(&[3, 2])?, fast::Activation::Silu)),
+        ("gated", fast::gated(&x(&[2, 3])?, &wide(&[2, 3])?, fast::Activation::Silu)),
+        ("attend", fast::attend(&x(&[2, 3, 4])?, &x(&[2, 2, 4])?, &x(&[2, 2, 4])?, spans, &PLAIN)),
+        ("attend", fast::attend(&x(&[2, 3, 4])?, &x(&[2, 3, 5])?, &x(&[2, 3, 5])?, spans, &PLAIN)),
+        ("attend", fast::attend(&x(&[2, 3, 4])?, &x(&[2, 3, 4])?, &x(&[3, 3, 4])?, spans, &PLAIN)),
+        ("attend", fast::attend(&x(&[2, 3, 4])?, &x(&[2, 3, 4])?, &wide(&[2, 3, 4])?, spans, &PLAIN)),
+        ("cross_entropy", fast::cross_entropy(&x(&[2, 3])?, &[0])),
+        ("cross_entropy", fast::cross_entropy(&x(&[2, 3])?, &[0, 3])),
+        ("cross_entropy", fast::cross_entropy(&x(&[0, 3])?, &[])),
+    ];
+    for (i, (name, result)) in errors.into_iter().enumerate() {
+        let message = result.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.starts_with(&format!("{name}: ")), "{i}, {name}: {message:?}");
+    }
+    Ok(())
+}
