@@ -1,6 +1,6 @@
 //! Processes die, stop and come back; nothing is lost, nothing is doubled, and the bytes stay the same.
 
-use crate::support::{LEASE_SECONDS, Stack, sweep_file};
+use crate::support::{LEASE_SECONDS, Signal, Stack, sweep_file};
 use serde_json::{Value, json};
 use std::{thread::sleep, time::Duration};
 
@@ -88,13 +88,13 @@ fn a_worker_that_slept_past_its_lease_is_refused() {
     let mut stack = Stack::start(1);
     stack.submit(&sweep_file("long.yaml"));
     wait_for_the_middle(&stack);
-    stack.signal_worker(0, "STOP");
+    stack.signal_worker(0, Signal::STOP);
     sleep(Duration::from_secs_f64(LEASE_SECONDS * 1.5));
     stack.start_worker();
     stack.wait_for("the second attempt", |s| {
         s.one("SELECT max(attempts) FROM results.jobs WHERE kind = 'train'") == json!(2)
     });
-    stack.signal_worker(0, "CONT");
+    stack.signal_worker(0, Signal::CONT);
     stack.wait().ok();
     assert_complete(&stack);
     let log = stack.client(&["job", "list", "-o", "json"]).ok();

@@ -1,5 +1,7 @@
 //! A stack of real processes in a temporary folder, and a few ways to hurt it.
 
+use rustix::process::{Pid, kill_process};
+pub use rustix::process::Signal;
 use serde_json::Value;
 use std::{
     fs,
@@ -221,18 +223,18 @@ impl Stack {
     /// SIGTERM; the worker's exit status.
     pub fn stop_worker(&mut self, index: usize) -> ExitStatus {
         let mut child = self.workers[index].take().expect("it runs");
-        signal("TERM", child.id());
+        signal(Signal::TERM, child.id());
         child.wait().expect("it ends")
     }
 
-    pub fn signal_worker(&self, index: usize, name: &str) {
+    pub fn signal_worker(&self, index: usize, name: Signal) {
         signal(name, self.workers[index].as_ref().expect("it runs").id());
     }
 
     /// SIGKILL to the postmaster of the embedded Postgres.
     pub fn kill_postgres(&self) {
         let pid = self.postmaster();
-        signal("KILL", pid);
+        signal(Signal::KILL, pid);
     }
 
     /// The database as its owner: for doing what no user may.
@@ -262,9 +264,9 @@ fn kill_hard(child: Option<Child>) {
     child.wait().expect("it ends");
 }
 
-pub fn signal(name: &str, pid: u32) {
-    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().expect("kill runs");
-    assert!(status.success(), "kill -{name} {pid}");
+fn signal(signal: Signal, process: u32) {
+    let pid = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).unwrap_or_else(|e| panic!("{signal:?} to process {process}: {e}"));
 }
 
 impl Drop for Stack {
@@ -275,7 +277,7 @@ impl Drop for Stack {
             let _ = child.wait();
         }
         if let Some(mut server) = self.server.take() {
-            signal("TERM", server.id());
+            signal(Signal::TERM, server.id());
             let _ = server.wait();
         }
         if std::thread::panicking() {
