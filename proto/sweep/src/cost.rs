@@ -82,14 +82,18 @@ fn synthetic_flops(work: &JobWork) -> f64 {
             let bayes = f64::from(data.bases) * (2.0 * k * r * r + r * r * r);
             f64::from(*sequences) * k * (ridge + lasso + bayes)
         }
-        JobWork::Intervene { subject: Subject::Synthetic { model, data: DataSpec::SparseLinear(data) }, spec, .. } => {
+        JobWork::Intervene {
+            subject: Subject::Synthetic { model, data: DataSpec::SparseLinear(data) }, spec, ..
+        } => {
             let tasks = data.latent_tasks();
             let layers = spec.layers.resolve(model.layers).map_or(1, |l| l.len());
             let passes = tasks.len() + layers * spec.pairs.count(&tasks);
             let sequences = passes as f64 * f64::from(spec.samples_per_task) * f64::from(spec.replicates);
             Shape::of(model, data).forward_flops(sequences)
         }
-        JobWork::Measure { .. } | JobWork::Intervene { .. } | JobWork::Finetune { .. } | JobWork::Selftest { .. } => 0.0,
+        JobWork::Measure { .. } | JobWork::Intervene { .. } | JobWork::Finetune { .. } | JobWork::Selftest { .. } => {
+            0.0
+        }
     }
 }
 

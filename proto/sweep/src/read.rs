@@ -181,8 +181,10 @@ impl Reader<'_> {
             sound = false;
             let slip = suggest(&entry.key, tag.into_iter().chain(keys.iter().map(|k| k.name)));
             slip.map(|name| meant.entry(name).or_insert(entry));
-            let hint =
-                slip.map_or_else(|| unknown_hint(&entry.key, path, keys, choice, self.run), |s| format!("; did you mean `{s}`?"));
+            let hint = slip.map_or_else(
+                || unknown_hint(&entry.key, path, keys, choice, self.run),
+                |s| format!("; did you mean `{s}`?"),
+            );
             self.faults.add(entry.key_at, format!("unknown key {}{}{hint}", quoted(&entry.key), within(path)));
         }
         let mut out = Map::new();
@@ -223,7 +225,9 @@ impl Reader<'_> {
     /// Would the value be read without a fault about itself? (Used where several kinds are allowed.)
     fn fits(&self, node: &Node, kind: &Kind) -> bool {
         let mut faults = Collector::default();
-        Reader { faults: &mut faults, values: Values::default(), run: self.run }.value(node, kind, "", node.at).is_some()
+        Reader { faults: &mut faults, values: Values::default(), run: self.run }
+            .value(node, kind, "", node.at)
+            .is_some()
     }
 
     fn wrong(&mut self, node: &Node, kind: &Kind, path: &str, hint: &str) -> Option<Json> {

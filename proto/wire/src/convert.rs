@@ -132,9 +132,7 @@ mod tests {
     use super::*;
     use taskvec_model::{
         job::{JobWork, Purpose},
-        metric::{
-            Baseline, Estimator, Icl, IclMetric, Intervention, Lens, Metrics, Td, TdBound, TdPair, TrainLoss,
-        },
+        metric::{Baseline, Estimator, Icl, IclMetric, Intervention, Lens, Metrics, Td, TdBound, TdPair, TrainLoss},
         spec::{Behaviour, PatchMode, PatchPositions, Site},
     };
 

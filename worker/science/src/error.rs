@@ -42,7 +42,9 @@ pub enum ScienceError {
 impl ScienceError {
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Diverged { .. } | Self::BadCheckpoint { .. } | Self::MissingInput(_) | Self::NotHere(_) => Retry::Never,
+            Self::Diverged { .. } | Self::BadCheckpoint { .. } | Self::MissingInput(_) | Self::NotHere(_) => {
+                Retry::Never
+            }
             Self::Write(_) | Self::Sink(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => Retry::Allowed,
         }
     }

@@ -6,9 +6,7 @@ use crate::{
     fault::{any_of, did_you_mean, quoted},
 };
 use serde_json::{Value as Json, json};
-use taskvec_model::spec::{
-    Family, InterventionSpec, Layers, LensSpec, LoraLayers, NaturalAnalysis, NaturalTd, Site,
-};
+use taskvec_model::spec::{Family, InterventionSpec, Layers, LensSpec, LoraLayers, NaturalAnalysis, NaturalTd, Site};
 
 /// The settings that decide which model it is.
 const MODEL: [&str; 2] = ["model.path", "model.revision"];
@@ -50,7 +48,8 @@ impl Checker<'_> {
         let layers: LoraLayers = self.typed("lora.layers")?;
         let count = self.identity?.layers;
         if layers.resolve(count).is_none() {
-            let message = format!("`lora.layers`: the model has layers 1 to {count}; {} is not within them", shown(layers));
+            let message =
+                format!("`lora.layers`: the model has layers 1 to {count}; {} is not within them", shown(layers));
             self.fault(&[&["lora.layers"][..], &MODEL].concat(), message);
         }
         Some(())
@@ -64,18 +63,20 @@ impl Checker<'_> {
             "mamba2" => &["in_proj", "out_proj"],
             _ => &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         };
-        for (i, target) in targets.iter().enumerate().filter(|(_, t)| !there.contains(&t.as_str())) {
-            let (target, known) = (quoted(target), any_of(there.iter().copied()));
-            let message = format!("`lora.targets`: a {arch} model has no module {target}; use {known}");
-            let item = format!("lora.targets[{i}]");
-            self.fault(&[&[item.as_str()][..], &MODEL].concat(), message);
-        }
+        let first = targets.iter().position(|t| !there.contains(&t.as_str()))?;
+        let missing = any_of(targets.iter().map(String::as_str).filter(|t| !there.contains(t)));
+        let known = any_of(there.iter().copied());
+        let message = format!("`lora.targets`: a {arch} model has no {missing}; use {known}");
+        self.fault(&[&[format!("lora.targets[{first}]").as_str()][..], &MODEL].concat(), message);
         Some(())
     }
 
     fn task_names(&mut self) -> Option<()> {
         let family = self.values.word("data.family")?;
-        let all = Family::tasks_of(family)?;
+        let all = Family::tasks_of(family);
+        if all.is_empty() {
+            return None;
+        }
         let named = self.values.get("data.tasks")?.json.get("list")?.as_array()?.clone();
         for (i, task) in named.iter().filter_map(Json::as_str).enumerate().filter(|(_, task)| !all.contains(task)) {
             let slip = did_you_mean(task, all.iter().copied());
@@ -122,7 +123,8 @@ impl Checker<'_> {
         }
         let tasks = self.tasks();
         if tasks.as_ref().is_some_and(|t| t.len() < 2) {
-            let message = format!("`{path}`: with one task there is nothing to decode; `data.tasks` must have at least 2");
+            let message =
+                format!("`{path}`: with one task there is nothing to decode; `data.tasks` must have at least 2");
             self.fault(&["data.tasks", path], message);
             return;
         }
@@ -135,8 +137,8 @@ impl Checker<'_> {
         let rows = ((tasks.len() + pairs) * spaces) as u64;
         if rows > MAX_ROWS {
             let message = format!(
-                "`{path}`: {rows} results (layers × sites × tasks and pairs of tasks) in one job; at most {MAX_ROWS}: use \
-                 fewer layers or `pairs: false`"
+                "`{path}`: {rows} results (layers × sites × tasks and pairs of tasks) in one job; at most {MAX_ROWS}: \
+                 use fewer layers or `pairs: false`"
             );
             self.fault(&[&format!("{path}.pairs"), &format!("{path}.layers"), "data.tasks"], message);
         }
@@ -156,8 +158,7 @@ impl Checker<'_> {
     }
 
     fn no_answer_before(&mut self, path: &str, key: &str, shots: &str) {
-        let message =
-            format!("`{path}.{key}`: `y` is the last answer before the query; with 0 shots there is none");
+        let message = format!("`{path}.{key}`: `y` is the last answer before the query; with 0 shots there is none");
         self.fault(&[&format!("{path}.{key}"), shots], message);
     }
 
@@ -185,7 +186,7 @@ impl Checker<'_> {
                     (Td(_), Td(_)) => "a run has one `td`, for all layers and sites; vary `k` by the grid",
                     (Lens(_), Lens(_)) => "one `lens` is enough, for all layers",
                     (Interventions(a), Interventions(b)) if same_patches(a, b, layers) => {
-                        "both intervene in the same manner at the same layers, between the same tasks and with the same shots"
+                        "both intervene in the same manner at the same layers, between the same tasks with the same shots"
                     }
                     _ => continue,
                 };

@@ -211,7 +211,9 @@ impl Checker<'_> {
                         "`{path}` repeats `{earlier_path}`: both measure the same layers and sites with the same `k`"
                     ),
                     (AnalysisSpec::Interventions(a), AnalysisSpec::Interventions(b)) if same_patches(a, b, layers) => {
-                        format!("`{path}` repeats `{earlier_path}`: both intervene in the same manner at the same layers and between the same bases")
+                        format!(
+                            "`{path}` repeats `{earlier_path}`: both intervene in the same manner at the same layers and bases"
+                        )
                     }
                     _ => continue,
                 };

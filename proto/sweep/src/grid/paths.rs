@@ -33,7 +33,11 @@ impl Paths {
         let mut so_far = String::new();
         for (i, name) in path.split('.').enumerate() {
             if !kinds.is_empty() && kinds.iter().all(|k| is_whole(k)) {
-                return Err(format!("grid path {} reaches into {}; vary `{so_far}` as a whole", quoted(path), what(&kinds)));
+                return Err(format!(
+                    "grid path {} reaches into {}; vary `{so_far}` as a whole",
+                    quoted(path),
+                    what(&kinds)
+                ));
             }
             let fixed = ["version", "name", "kind", "grid"];
             if i == 0 && fixed.contains(&name) {
@@ -53,7 +57,14 @@ impl Paths {
         Ok(())
     }
 
-    fn no_such_path(&self, path: &str, name: &str, so_far: &str, keys: &[&'static Key], tags: &[&'static str]) -> String {
+    fn no_such_path(
+        &self,
+        path: &str,
+        name: &str,
+        so_far: &str,
+        keys: &[&'static Key],
+        tags: &[&'static str],
+    ) -> String {
         let all = self.all(&self.top, "");
         let slip = did_you_mean(path, all.iter().map(String::as_str));
         let last_named = || {

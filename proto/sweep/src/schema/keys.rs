@@ -180,8 +180,7 @@ const SPARSE_LINEAR: &[Key] = &[
     },
 ];
 
-pub(super) const STEPS: Key =
-    Key { name: "steps", kind: whole(1, MAX_STEPS), default: Required, meaning: "updates" };
+pub(super) const STEPS: Key = Key { name: "steps", kind: whole(1, MAX_STEPS), default: Required, meaning: "updates" };
 
 pub(super) const WARMUP: Key = Key {
     name: "warmup",
@@ -239,7 +238,12 @@ const OPTIMIZER: &[Key] = &[
         default: Num(1e-4),
         meaning: "step size, after the warm-up and before the decay",
     },
-    Key { name: "betas", kind: BETAS, default: Numbers(&[0.9, 0.9999]), meaning: "decay of the first and the second moment" },
+    Key {
+        name: "betas",
+        kind: BETAS,
+        default: Numbers(&[0.9, 0.9999]),
+        meaning: "decay of the first and the second moment",
+    },
     EPSILON,
 ];
 
@@ -276,13 +280,11 @@ const CHECKPOINTS: &[Key] = &[
         default: Int(24),
         meaning: "checkpoints for analysis, the untrained model and the last step included; equal steps fall together",
     },
-    Key {
-        name: "resume_every",
-        kind: whole(1, MAX_STEPS),
-        default: Int(2000),
-        meaning: "training is cut into jobs of this many updates; each keeps the full state from which the next goes on",
-    },
+    Key { name: "resume_every", kind: whole(1, MAX_STEPS), default: Int(2000), meaning: RESUME_EVERY },
 ];
+
+pub(super) const RESUME_EVERY: &str =
+    "training is cut into jobs of this many updates; each keeps the full state from which the next goes on";
 
 const EVALUATE: &[Key] = &[Key {
     name: "sequences",

@@ -10,21 +10,11 @@ use super::{
 
 pub(super) const SYNTHETIC: &str = "`kind: pretrain`";
 
-pub(super) const ANALYSIS: Choice = Choice {
-    tag: "kind",
-    meaning: "which measurement",
-    short: false,
-    common: &[],
-    variants: MEASUREMENTS,
-};
+pub(super) const ANALYSIS: Choice =
+    Choice { tag: "kind", meaning: "which measurement", short: false, common: &[], variants: MEASUREMENTS };
 
-pub(super) const ANALYSIS_OF_CHECKPOINT: Choice = Choice {
-    tag: "kind",
-    meaning: "which measurement",
-    short: false,
-    common: &[AT],
-    variants: MEASUREMENTS,
-};
+pub(super) const ANALYSIS_OF_CHECKPOINT: Choice =
+    Choice { tag: "kind", meaning: "which measurement", short: false, common: &[AT], variants: MEASUREMENTS };
 
 const MEASUREMENTS: &[Variant] = &[
     Variant { word: word("icl", "accuracy of greedy answers, exact match"), keys: &[PROMPTS] },
@@ -147,12 +137,7 @@ const PATCH_MODE: Key = Key {
 const POSITIONS: &[Word] = &[word("last", "the last one of the site"), word("all", "every one of the site")];
 
 const fn positions(default: &'static str) -> Key {
-    Key {
-        name: "positions",
-        kind: Kind::Word(POSITIONS),
-        default: Is(default),
-        meaning: "which positions of the site",
-    }
+    Key { name: "positions", kind: Kind::Word(POSITIONS), default: Is(default), meaning: "which positions of the site" }
 }
 
 const fn replicates(default: u64) -> Key {

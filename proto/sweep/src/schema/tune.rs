@@ -3,7 +3,9 @@
 use super::{
     Default::{Number as Num, Numbers, Required, Section as Inner, Whole as Int, Word as Is, Words},
     Key, Kind, Range,
-    keys::{BETAS, CLIP_NORM, DECAY, EPSILON, LOG_EVERY, MAX_STEPS, OPTIMIZER_KIND, STEPS, WARMUP, whole},
+    keys::{
+        BETAS, CLIP_NORM, DECAY, EPSILON, LOG_EVERY, MAX_STEPS, OPTIMIZER_KIND, RESUME_EVERY, STEPS, WARMUP, whole,
+    },
     measure::ANALYSIS_OF_CHECKPOINT,
     natural::{DATA, MODEL},
     words::{Word, word},
@@ -73,7 +75,12 @@ const MODULES: &[Word] = &[
 
 const TRAIN: &[Key] = &[
     STEPS,
-    Key { name: "batch", kind: whole(1, 65_536), default: Required, meaning: "prompts per update, over all its pieces" },
+    Key {
+        name: "batch",
+        kind: whole(1, 65_536),
+        default: Required,
+        meaning: "prompts per update, over all its pieces",
+    },
     Key {
         name: "accumulate",
         kind: whole(1, 65_536),
@@ -102,7 +109,12 @@ const OPTIMIZER: &[Key] = &[
         default: Num(2e-4),
         meaning: "step size, after the warm-up and before the decay; the paper gives none, Hu et al. 2021 use this one",
     },
-    Key { name: "betas", kind: BETAS, default: Numbers(&[0.9, 0.999]), meaning: "decay of the first and the second moment" },
+    Key {
+        name: "betas",
+        kind: BETAS,
+        default: Numbers(&[0.9, 0.999]),
+        meaning: "decay of the first and the second moment",
+    },
     EPSILON,
 ];
 
@@ -120,12 +132,7 @@ const CHECKPOINTS: &[Key] = &[
         name: "count",
         kind: whole(2, 1000),
         default: Int(2),
-        meaning: "checkpoints for analysis, the model before training and the last step included; equal steps fall together",
+        meaning: "checkpoints for analysis, before training and the last step included; equal steps fall together",
     },
-    Key {
-        name: "resume_every",
-        kind: whole(1, MAX_STEPS),
-        default: Int(500),
-        meaning: "training is cut into jobs of this many updates; each keeps the full state from which the next goes on",
-    },
+    Key { name: "resume_every", kind: whole(1, MAX_STEPS), default: Int(500), meaning: RESUME_EVERY },
 ];
