@@ -142,6 +142,9 @@ fn run_line(run: &RunStatus) -> String {
     if let Some(loss) = run.loss {
         parts.push(format!("loss {loss:.4}"));
     }
+    if run.job_total > 0 {
+        parts.push(format!("job {}: {}/{}", run.job_id, run.job_done, run.job_total));
+    }
     parts.push(format!("{}/{} jobs", run.jobs_done, run.jobs_total));
     parts.join(" · ")
 }

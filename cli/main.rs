@@ -5,6 +5,7 @@ mod client;
 mod command;
 mod config;
 mod error;
+mod files;
 mod live;
 mod output;
 mod report;

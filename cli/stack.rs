@@ -55,6 +55,7 @@ impl Stack {
     pub async fn start(data: &Path, options: Options) -> Result<Self, CliError> {
         let mut config = ServerConfig::new(Database::Embedded(data.to_owned()));
         config.listen = options.listen;
+        config.files = crate::files::seen();
         let server = taskvec_server::start(config).await?;
         let address = Address { url: server.url(), token: server.token().reveal().to_owned(), tls_ca: None };
         let (stop, stopped) = watch::channel(false);

@@ -80,7 +80,8 @@ async fn submit_or_continue(client: &Client, file: &Path, yaml: String) -> Resul
 fn next_steps(written: &[PathBuf], data: &Path, sweep: i64, found: &report::Findings) -> String {
     let files: Vec<String> = written.iter().map(|p| format!("  {}", p.display())).collect();
     let data = data.display();
-    let run = found.runs.first().map_or(1, |r| r.run_id);
+    let language = found.natural.first().map(|state| state.run_id);
+    let run = found.runs.first().map(|run| run.run_id).or(language).unwrap_or(1);
     format!(
         "Written:\n{}\nLook further:\n  taskvec --data {data} run list --sweep {sweep}\n  \
          taskvec --data {data} sql \"SELECT step, layer, site, avg(value) AS td FROM results.td WHERE run_id = {run} \

@@ -34,6 +34,7 @@ fn configured(args: ServerStart, data: &Path, token: Option<Secret>) -> ServerCo
     };
     let mut config = ServerConfig::new(database);
     config.listen = args.listen;
+    config.files = crate::files::seen();
     config.token = token;
     config.data_dir = Some(data.to_owned());
     config.tls = args.tls_cert.zip(args.tls_key).map(|(certificate, key)| TlsFiles { certificate, key });

@@ -4,13 +4,14 @@ use crate::{
     args::{Global, Id, SweepCommand},
     client::Client,
     error::CliError,
+    files::{self, Noting},
     live,
     output::{self, Format},
 };
 use serde_json::json;
 use std::{path::Path, time::Duration};
 use taskvec_model::{job::JobKind, plan::Plan, table::Table};
-use taskvec_sweep::{Estimate, Limits};
+use taskvec_sweep::{Estimate, Files, Limits};
 use taskvec_wire::pb::{self, control_sweep_request::Action};
 use tonic::Code;
 
@@ -66,8 +67,24 @@ pub fn read(file: &Path) -> Result<String, CliError> {
 }
 
 fn validated(file: &Path, text: &str) -> Result<Plan, CliError> {
-    taskvec_sweep::plan(text, &file.display().to_string(), &Limits::default())
-        .map_err(|faults| CliError::Usage(format!("the sweep file is not valid\n{faults}")))
+    taskvec_sweep::plan(text, &file.display().to_string(), &Limits::default()).map_err(not_valid)
+}
+
+fn not_valid(faults: taskvec_sweep::Faults) -> CliError {
+    CliError::Usage(format!("the sweep file is not valid\n{faults}"))
+}
+
+/// The plan with the models and data that are here; where some are not, the plan without a look at any, and what is
+/// missing.
+fn planned(file: &Path, text: &str, files: &dyn Files) -> Result<(Plan, Option<String>), CliError> {
+    let blind = validated(file, text)?;
+    let noting = Noting::new(files);
+    let seen = taskvec_sweep::plan_with(text, &file.display().to_string(), &Limits::default(), &noting);
+    match (seen, noting.missing()) {
+        (Ok(plan), _) => Ok((plan, None)),
+        (Err(_), Some(missing)) => Ok((blind, Some(missing))),
+        (Err(faults), None) => Err(not_valid(faults)),
+    }
 }
 
 /// How often a submission whose answer was lost is sent again, and the first pause; each is twice the one before.
@@ -100,19 +117,24 @@ async fn control(client: &Client, id: Id, action: Action, outcome: &str) -> Resu
     Ok(())
 }
 
-/// Validation and counting need no server; only cache hits do, and without one the plan says so.
+/// Validation and counting need no server; only cache hits do, and without one the plan says so. Models and data that
+/// are not here are not looked at, and the plan says that too.
 async fn plan(global: &Global, file: &Path, format: Format) -> Result<(), CliError> {
     let text = std::fs::read_to_string(file).map_err(CliError::io(file))?;
-    let plan = validated(file, &text)?;
-    let cached = cache_hits(global, file, text).await;
+    let (plan, missing) = planned(file, &text, &*files::seen())?;
+    let cached = cache_hits(global, file, text, plan.jobs.len()).await;
     let known = cached.as_ref().map_or_else(|_| vec![false; plan.jobs.len()], Clone::clone);
     let estimate = taskvec_sweep::estimate(&plan, &known);
     if format == Format::Json {
-        let facts = estimate_facts(&estimate, cached.is_ok());
+        let mut facts = estimate_facts(&estimate, cached.is_ok());
+        facts.push(("files_seen", json!(missing.is_none())));
         return output::print_facts(&facts, format).map_err(CliError::io("stdout"));
     }
     output::print(&by_kind(&estimate, cached.is_ok()), format).map_err(CliError::io("stdout"))?;
     println!("\n{}", in_words(&plan, &estimate));
+    if let Some(missing) = missing {
+        println!("planned without a look at models and data, so their work is not counted ({missing})");
+    }
     match cached {
         Ok(_) => Ok(()),
         Err(reason) => {
@@ -161,12 +183,18 @@ fn estimate_facts(estimate: &Estimate, cache_known: bool) -> Vec<(&'static str, 
     ]
 }
 
-async fn cache_hits(global: &Global, file: &Path, yaml: String) -> Result<Vec<bool>, CliError> {
+/// `jobs`: how many there are when the sweep is planned here.
+async fn cache_hits(global: &Global, file: &Path, yaml: String, jobs: usize) -> Result<Vec<bool>, CliError> {
     let client = Client::connect(global).await?;
     let request = pb::PlanRequest { yaml, file: file.display().to_string() };
     let reply = client.sweeps().plan(request).await.map_err(|s| client.fault(s));
     client.close().await?;
-    Ok(reply?.into_inner().cached)
+    let cached = reply?.into_inner().cached;
+    if cached.len() != jobs {
+        let message = format!("the server sees other models than are here, and plans {} jobs", cached.len());
+        return Err(CliError::Failed(message));
+    }
+    Ok(cached)
 }
 
 async fn status(client: &Client, id: Id, format: Format) -> Result<(), CliError> {
@@ -180,4 +208,51 @@ async fn status(client: &Client, id: Id, format: Format) -> Result<(), CliError>
         println!("\n{}", live::headline(&now));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use taskvec_model::spec::{Family, ModelIdentity};
+
+    /// A model of four layers at `models/tiny`.
+    #[derive(Debug)]
+    struct Tiny;
+
+    impl Files for Tiny {
+        fn model(&self, path: &str, _: Option<&str>) -> Result<ModelIdentity, String> {
+            let digest = taskvec_model::id::Digest([1; 32]);
+            let (arch, heads, vocabulary) = ("llama".to_owned(), 2, 100);
+            let (layers, width, parameters, context, step) = (4, 8, 4000, None, 0);
+            let tiny = ModelIdentity { digest, arch, layers, width, heads, vocabulary, parameters, context, step };
+            if path == "models/tiny" { Ok(tiny) } else { Err(format!("{path} is not here")) }
+        }
+
+        fn revisions(&self, _: &str, _: &str) -> Result<Vec<String>, String> {
+            Ok(Vec::new())
+        }
+
+        fn data(&self, family: &Family) -> Result<Family, String> {
+            Ok(family.clone())
+        }
+    }
+
+    fn evaluate(path: &str, layer: u32) -> String {
+        format!(
+            "version: 1\nname: w\nkind: evaluate\nmodel: {{ path: {path} }}\ndata: {{ family: bitwise }}\n\
+             analyses: [{{ kind: td, layers: [{layer}] }}]\n"
+        )
+    }
+
+    #[test]
+    fn a_plan_looks_at_models_that_are_here_and_says_which_are_not() {
+        let file = Path::new("w.yaml");
+        let (plan, missing) = planned(file, &evaluate("models/tiny", 4), &Tiny).unwrap();
+        assert!(missing.is_none() && plan.jobs.iter().all(|job| job.flops > 0.0));
+        let (plan, missing) = planned(file, &evaluate("models/large", 40), &Tiny).unwrap();
+        assert_eq!(missing.as_deref(), Some("models/large is not here"));
+        assert_eq!((plan.jobs.len(), plan.jobs[0].flops), (3, 0.0));
+        let error = planned(file, &evaluate("models/tiny", 40), &Tiny).unwrap_err();
+        assert!(error.to_string().contains("there is no layer 40"), "{error}");
+    }
 }

@@ -2,7 +2,7 @@
 
 mod table;
 
-pub use table::render;
+pub use table::{cell, render};
 
 use clap::ValueEnum;
 use serde_json::Value;

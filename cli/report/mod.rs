@@ -1,5 +1,6 @@
 //! What a sweep showed: encoding and ICL performance of every run, through training.
 
+pub mod natural;
 mod plot;
 mod summary;
 
@@ -17,7 +18,12 @@ use taskvec_model::table::Table;
 pub struct Findings {
     pub sweep_id: i64,
     pub name: String,
+    /// Runs that train from scratch.
     pub runs: Vec<RunFindings>,
+    /// Language models, by run and step.
+    pub natural: Vec<natural::State>,
+    /// Runs of every kind.
+    pub count: usize,
 }
 
 pub struct RunFindings {
@@ -68,7 +74,11 @@ pub async fn collect(client: &Client, sweep: i64) -> Result<Findings, CliError> 
     let name = client.sql(&format!("SELECT name FROM results.sweeps WHERE sweep_id = {sweep}")).await?;
     let name = name.rows.first().and_then(|r| r.first()?.as_str().map(str::to_owned));
     let name = name.ok_or_else(|| CliError::Usage(format!("there is no sweep {sweep}")))?;
-    let of_sweep = format!("run_id IN (SELECT run_id FROM results.runs WHERE sweep_id = {sweep})");
+    let count = client.sql(&format!("SELECT count(*) FROM results.runs WHERE sweep_id = {sweep}")).await?;
+    let count = count.rows.first().and_then(|r| r.first()?.as_u64()).unwrap_or_default() as usize;
+    let of_sweep = format!(
+        "run_id IN (SELECT run_id FROM results.runs WHERE sweep_id = {sweep} AND kind NOT IN ('evaluate', 'finetune'))"
+    );
     let runs = client.sql(&format!("SELECT run_id, params FROM results.runs WHERE {of_sweep} ORDER BY 1")).await?;
     let icl = client
         .sql(&format!(
@@ -96,7 +106,8 @@ pub async fn collect(client: &Client, sweep: i64) -> Result<Findings, CliError> 
     add_icl(&mut by_run, &icl);
     add_td(&mut by_run, &td);
     add_bounds(&mut by_run, &baselines, &bound);
-    Ok(Findings { sweep_id: sweep, name, runs: by_run.into_values().collect() })
+    let natural = natural::collect(client, sweep).await?;
+    Ok(Findings { sweep_id: sweep, name, runs: by_run.into_values().collect(), natural, count })
 }
 
 fn new_run(row: &[Value]) -> Option<(i64, RunFindings)> {
@@ -171,15 +182,21 @@ fn add_bounds(runs: &mut BTreeMap<i64, RunFindings>, baselines: &Table, bound: &
     }
 }
 
-/// Writes `summary.txt` and `emergence.svg` into `dir`; the paths written.
+/// Writes `summary.txt`, and `emergence.svg` or `language.svg`, into `dir`; the paths written.
 pub fn write(found: &Findings, dir: &Path) -> Result<Vec<PathBuf>, CliError> {
     std::fs::create_dir_all(dir).map_err(CliError::io(dir))?;
     let text = dir.join("summary.txt");
     std::fs::write(&text, summary(found) + "\n").map_err(CliError::io(&text))?;
     let mut written = vec![text];
+    let cannot = |e| CliError::Failed(format!("cannot draw the picture: {e}"));
+    if let Some(svg) = natural::picture(&found.name, &found.natural).map_err(cannot)? {
+        let picture = dir.join("language.svg");
+        std::fs::write(&picture, svg).map_err(CliError::io(&picture))?;
+        written.push(picture);
+    }
     if found.runs.iter().any(|run| run.points.len() > 1) {
         let picture = dir.join("emergence.svg");
-        let svg = plot::emergence(found).map_err(|e| CliError::Failed(format!("cannot draw the picture: {e}")))?;
+        let svg = plot::emergence(found).map_err(cannot)?;
         std::fs::write(&picture, svg).map_err(CliError::io(&picture))?;
         written.push(picture);
     }

@@ -12,7 +12,10 @@ const ENCODED: f64 = 0.85;
 /// Per run: error against its bounds and TD of the best layer, at the start, in the middle and at the end.
 pub fn summary(found: &Findings) -> String {
     let measured: Vec<&RunFindings> = found.runs.iter().filter(|run| !run.points.is_empty()).collect();
-    let mut out = format!("Sweep {} “{}”, {} runs", found.sweep_id, found.name, found.runs.len());
+    let mut out = format!("Sweep {} “{}”, {} runs", found.sweep_id, found.name, found.count);
+    if !found.natural.is_empty() {
+        return out + ".\n" + &super::natural::summary(&found.natural);
+    }
     if measured.is_empty() {
         return out + "\nNothing was measured.";
     }

@@ -4,9 +4,10 @@ use crate::{error::ServerError, secret::Secret};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
-use taskvec_sweep::Limits;
+use taskvec_sweep::{Files, Limits, NoFiles};
 
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -31,6 +32,8 @@ pub struct ServerConfig {
     pub backoff_max: Duration,
     /// What one sweep may ask for.
     pub limits: Limits,
+    /// How sweeps on pretrained models are planned: with the models and data that this sees.
+    pub files: Arc<dyn Files + Send + Sync>,
     /// Uploads younger than this are safe from `gc`.
     pub gc_grace: Duration,
     /// Connections to the database, besides the leader's and the readers'.
@@ -53,7 +56,7 @@ pub struct TlsFiles {
 }
 
 impl ServerConfig {
-    /// On loopback, any port, with everything at its default.
+    /// On loopback, any port, with everything at its default; it sees no models.
     pub fn new(database: Database) -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -68,6 +71,7 @@ impl ServerConfig {
             backoff: Duration::from_secs(1),
             backoff_max: Duration::from_secs(60),
             limits: Limits::default(),
+            files: Arc::new(NoFiles),
             gc_grace: Duration::from_secs(3600),
             connections: 16,
         }

@@ -66,6 +66,7 @@ pub async fn start(config: ServerConfig) -> Result<RunningServer, ServerError> {
         driver: driver.clone(),
         live,
         limits: Arc::new(config.limits.clone()),
+        files: Arc::clone(&config.files),
         lease: config.lease,
         heartbeat: config.heartbeat,
         gc_grace: config.gc_grace,

@@ -338,7 +338,7 @@ fn metrics(job: &PlannedJob) -> Metrics {
             }
             out.td_bound = tasks().map(|latent_task| TdBound { latent_task, shots, value }).collect();
         }
-        JobWork::Train { .. } | JobWork::Selftest { .. } => {
+        _ => {
             let row = |i| TrainLoss { step: i * 100, loss: value, learning_rate: 1e-4, sequences_per_second: 1e3 };
             out.train_loss = (1..=LAST / 100).map(row).collect();
         }

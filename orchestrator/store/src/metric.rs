@@ -6,7 +6,7 @@
 use crate::error::StoreError;
 use sqlx::PgConnection;
 use std::{borrow::Cow, fmt::Write};
-use taskvec_model::metric::{Baseline, Icl, Metrics, Td, TdBound, TrainLoss};
+use taskvec_model::metric::{Baseline, Icl, Intervention, Lens, Metrics, Td, TdBound, TdPair, TrainLoss};
 
 /// Sent at once, in bytes.
 const PART: usize = 1 << 20;
@@ -17,7 +17,10 @@ pub(crate) async fn insert(sql: &mut PgConnection, results: &[(i64, &Metrics)]) 
     copy(sql, ICL, results, |m| &m.icl, icl).await?;
     copy(sql, BASELINES, results, |m| &m.baselines, baseline).await?;
     copy(sql, TD, results, |m| &m.td, td).await?;
-    copy(sql, TD_BOUND, results, |m| &m.td_bound, td_bound).await
+    copy(sql, TD_BOUND, results, |m| &m.td_bound, td_bound).await?;
+    copy(sql, TD_PAIRS, results, |m| &m.td_pairs, td_pair).await?;
+    copy(sql, INTERVENTIONS, results, |m| &m.interventions, intervention).await?;
+    copy(sql, LENS, results, |m| &m.lens, lens).await
 }
 
 /// Copies the rows of one table, each written as a line by `line`.
@@ -83,6 +86,31 @@ const TD_BOUND: &str = "COPY taskvec.td_bound (result_id, latent_task, shots, va
 
 fn td_bound(out: &mut String, id: i64, r: &TdBound) -> std::fmt::Result {
     writeln!(out, "{id}\t{}\t{}\t{:e}", text(&r.latent_task), r.shots, r.value)
+}
+
+const TD_PAIRS: &str =
+    "COPY taskvec.td_pairs (result_id, layer, site, latent_task_a, latent_task_b, shots, value) FROM STDIN";
+
+fn td_pair(out: &mut String, id: i64, r: &TdPair) -> std::fmt::Result {
+    let (a, b) = (text(&r.latent_task_a), text(&r.latent_task_b));
+    writeln!(out, "{id}\t{}\t{}\t{a}\t{b}\t{}\t{:e}", r.layer, r.site, r.shots, r.value)
+}
+
+const INTERVENTIONS: &str = "COPY taskvec.interventions (result_id, layer, site, positions, mode, source_task, \
+                             target_task, shots, metric, baseline, patched, replicate, n) FROM STDIN";
+
+fn intervention(out: &mut String, id: i64, r: &Intervention) -> std::fmt::Result {
+    let (source, target) = (text(&r.source_task), text(&r.target_task));
+    write!(out, "{id}\t{}\t{}\t{}\t{}\t{source}\t{target}", r.layer, r.site, r.positions, r.mode)?;
+    write!(out, "\t{}\t{}\t{:e}\t{:e}", r.shots, r.metric.as_str(), r.baseline, r.patched)?;
+    writeln!(out, "\t{}\t{}", r.replicate, r.n)
+}
+
+const LENS: &str = "COPY taskvec.lens (result_id, layer, latent_task, shots, accuracy, log_prob, rank, n) FROM STDIN";
+
+fn lens(out: &mut String, id: i64, r: &Lens) -> std::fmt::Result {
+    write!(out, "{id}\t{}\t{}\t{}", r.layer, text(&r.latent_task), r.shots)?;
+    writeln!(out, "\t{:e}\t{:e}\t{:e}\t{}", r.accuracy, r.log_prob, r.rank, r.n)
 }
 
 fn nullable(number: Option<u32>) -> Cow<'static, str> {

@@ -8,7 +8,7 @@ use std::{
 use taskvec_model::{
     id::{AttemptRef, Digest},
     job::{CheckpointRef, Handover, Produced},
-    metric::Metrics,
+    metric::{Intervention, Metrics},
 };
 
 /// What an attempt handed back.
@@ -73,7 +73,10 @@ fn check_metrics(m: &Metrics) -> Result<(), String> {
     let counts = m.icl.iter().map(|r| r.n).chain(m.td.iter().flat_map(|r| [r.n, r.k, r.layer]));
     let positions = m.icl.iter().map(|r| r.position).chain(m.baselines.iter().map(|r| r.position)).flatten();
     let bounds = m.td_bound.iter().map(|r| r.shots);
-    for number in shots.chain(counts).chain(positions).chain(bounds) {
+    let pairs = m.td_pairs.iter().flat_map(|r| [r.layer, r.shots]);
+    let patches = m.interventions.iter().flat_map(|r| [r.layer, r.shots, r.replicate, r.n]);
+    let lens = m.lens.iter().flat_map(|r| [r.layer, r.shots, r.n]);
+    for number in shots.chain(counts).chain(positions).chain(bounds).chain(pairs).chain(patches).chain(lens) {
         fits("a metric's number", u64::from(number), INT)?;
     }
     for task in latent_tasks(m) {
@@ -85,14 +88,22 @@ fn check_metrics(m: &Metrics) -> Result<(), String> {
     once("icl", m.icl.iter().map(|r| (&r.latent_task, r.shots, r.position, r.metric.as_str())))?;
     once("baselines", m.baselines.iter().map(|r| (&r.latent_task, r.estimator.as_str(), r.position)))?;
     once("td", m.td.iter().map(|r| (r.layer, r.site, &r.latent_task, r.shots, r.k)))?;
-    once("td_bound", m.td_bound.iter().map(|r| (&r.latent_task, r.shots)))
+    once("td_bound", m.td_bound.iter().map(|r| (&r.latent_task, r.shots)))?;
+    once("td_pairs", m.td_pairs.iter().map(|r| (r.layer, r.site, &r.latent_task_a, &r.latent_task_b, r.shots)))?;
+    let patch = |r: &Intervention| (r.layer, r.site, r.positions, r.mode, r.shots, r.metric, r.replicate);
+    once("interventions", m.interventions.iter().map(|r| (patch(r), &r.source_task, &r.target_task)))?;
+    once("lens", m.lens.iter().map(|r| (r.layer, &r.latent_task, r.shots)))
 }
 
 fn latent_tasks(m: &Metrics) -> BTreeSet<&str> {
     let icl = m.icl.iter().map(|r| r.latent_task.as_str());
     let baselines = m.baselines.iter().map(|r| r.latent_task.as_str());
     let td = m.td.iter().map(|r| r.latent_task.as_str());
-    icl.chain(baselines).chain(td).chain(m.td_bound.iter().map(|r| r.latent_task.as_str())).collect()
+    let bounds = m.td_bound.iter().map(|r| r.latent_task.as_str());
+    let pairs = m.td_pairs.iter().flat_map(|r| [r.latent_task_a.as_str(), r.latent_task_b.as_str()]);
+    let patches = m.interventions.iter().flat_map(|r| [r.source_task.as_str(), r.target_task.as_str()]);
+    let lens = m.lens.iter().map(|r| r.latent_task.as_str());
+    icl.chain(baselines).chain(td).chain(bounds).chain(pairs).chain(patches).chain(lens).collect()
 }
 
 fn once<K: Eq + Hash + std::fmt::Debug>(table: &str, keys: impl Iterator<Item = K>) -> Result<(), String> {

@@ -35,6 +35,8 @@ pub struct RunProgress {
     pub steps: u64,
     /// The training segment that is running, from `step` on.
     pub training: Option<JobId>,
+    /// The first of the other jobs that are running.
+    pub analysing: Option<JobId>,
     pub jobs_done: u32,
     pub jobs_total: u32,
 }
@@ -58,6 +60,7 @@ struct RunRow {
     step: i64,
     steps: i64,
     training: Option<i64>,
+    analysing: Option<i64>,
     cached: i64,
     flops_total: f64,
     flops_done: f64,
@@ -91,6 +94,7 @@ impl Store {
     async fn run_rows(&self, sweep: SweepId) -> Result<Vec<RunRow>, StoreError> {
         let rows = sqlx::query_as(
             "SELECT r.run_id, r.params, j.cached, j.flops_total, j.flops_done, j.step, j.steps, j.training,
+                 j.analysing,
                  array[j.waiting, j.ready, j.running, j.done, j.failed, j.skipped, j.cancelled] AS jobs,
                  taskvec.run_state(j.jobs, j.waiting + j.ready + j.running, j.running, j.done, j.failed, j.cancelled)
                      AS state
@@ -106,9 +110,10 @@ impl Store {
                      count(*) FILTER (WHERE cached) AS cached,
                      sum(flops) AS flops_total,
                      coalesce(sum(flops) FILTER (WHERE state = 'done'), 0) AS flops_done,
-                     coalesce(max(step) FILTER (WHERE kind = 'train' AND state = 'done'), 0) AS step,
-                     coalesce(max(step) FILTER (WHERE kind = 'train'), 0) AS steps,
-                     min(job_id) FILTER (WHERE kind = 'train' AND state = 'running') AS training
+                     coalesce(max(step) FILTER (WHERE kind IN ('train', 'finetune') AND state = 'done'), 0) AS step,
+                     coalesce(max(step) FILTER (WHERE kind IN ('train', 'finetune')), 0) AS steps,
+                     min(job_id) FILTER (WHERE kind IN ('train', 'finetune') AND state = 'running') AS training,
+                     min(job_id) FILTER (WHERE kind NOT IN ('train', 'finetune') AND state = 'running') AS analysing
                  FROM taskvec.jobs WHERE sweep_id = $1 GROUP BY run_id
              ) AS j USING (run_id)
              ORDER BY r.run_id",
@@ -160,6 +165,7 @@ impl SweepProgress {
             step: place.unsigned(row.step)?,
             steps: place.unsigned(row.steps)?,
             training: row.training.map(JobId),
+            analysing: row.analysing.map(JobId),
             jobs_done: counts[3],
             jobs_total: counts.iter().sum(),
         });

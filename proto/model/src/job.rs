@@ -46,10 +46,11 @@ pub enum JobWork {
         td: Option<TdPart>,
         lens: Option<LensPart>,
     },
-    /// What interventions in the states of one model do to its metric. Reads the checkpoint of a synthetic model, or the
-    /// adapters of a fine-tuned one, as its weights.
+    /// What interventions in the states of one model do to its metric. Reads the checkpoint of a synthetic model, or
+    /// the adapters of a fine-tuned one, as its weights.
     Intervene { seed: u64, subject: Subject, spec: InterventionSpec },
-    /// Training of adapters from the state after step `from` to the state after step `to`; `from` 0 starts from fresh ones.
+    /// Training of adapters from the state after step `from` to the state after step `to`; `from` 0 starts from fresh
+    /// ones.
     Finetune {
         seed: u64,
         model: PretrainedSpec,

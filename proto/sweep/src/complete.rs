@@ -60,10 +60,8 @@ fn data_file(path: &Json) -> Json {
 }
 
 fn name_all_tasks(data: &mut Map<String, Json>) {
-    let family = data.get("family").and_then(Json::as_str).and_then(Family::tasks_of);
-    if let (Some(all), Some(tasks)) = (family, data.get_mut("tasks"))
-        && tasks.as_array().is_some_and(Vec::is_empty)
-    {
+    let all = data.get("family").and_then(Json::as_str).map_or(&[][..], Family::tasks_of);
+    if let Some(tasks) = data.get_mut("tasks").filter(|tasks| tasks.as_array().is_some_and(Vec::is_empty)) {
         *tasks = all.into();
     }
 }

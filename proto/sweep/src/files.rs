@@ -1,7 +1,8 @@
 //! What a plan depends on beyond the sweep file: models and data, as whoever plans sees them.
 
+use crate::key::canonical_json;
 use std::{collections::BTreeMap, fmt};
-use taskvec_model::{id::Digest, spec::ModelIdentity};
+use taskvec_model::spec::{Family, ModelIdentity};
 
 /// Looks at models and data where a sweep is planned. An error says what is missing, where, and what to do; it is shown
 /// beside the place in the sweep file.
@@ -19,11 +20,11 @@ pub trait Files: fmt::Debug {
     /// There is no such model. That nothing matches is none.
     fn revisions(&self, path: &str, pattern: &str) -> Result<Vec<String>, String>;
 
-    /// The hash of a data file, or of a folder's files.
+    /// The same tasks with the hash of the file that they come from.
     ///
     /// # Errors
     /// There is none, or it cannot be read.
-    fn data(&self, path: &str) -> Result<Digest, String>;
+    fn data(&self, family: &Family) -> Result<Family, String>;
 }
 
 /// Sees nothing: every model and data file is refused.
@@ -41,7 +42,7 @@ impl Files for NoFiles {
         Err(NO_FILES.to_owned())
     }
 
-    fn data(&self, _: &str) -> Result<Digest, String> {
+    fn data(&self, _: &Family) -> Result<Family, String> {
         Err(NO_FILES.to_owned())
     }
 }
@@ -59,7 +60,7 @@ pub(crate) struct Look<'a> {
     files: Option<&'a dyn Files>,
     models: Answers<(String, Option<String>), ModelIdentity>,
     revisions: Answers<(String, String), Vec<String>>,
-    data: Answers<String, Digest>,
+    data: Answers<String, Family>,
 }
 
 impl<'a> Look<'a> {
@@ -80,8 +81,9 @@ impl<'a> Look<'a> {
         Some(self.revisions.entry(key).or_insert_with(|| files.revisions(path, pattern)).clone())
     }
 
-    pub fn data(&mut self, path: &str) -> Option<Result<Digest, String>> {
-        let files = self.files?;
-        Some(self.data.entry(path.to_owned()).or_insert_with(|| files.data(path)).clone())
+    /// Also none where the tasks come from no file.
+    pub fn data(&mut self, family: &Family) -> Option<Result<Family, String>> {
+        let files = self.files.filter(|_| family.file().is_some())?;
+        Some(self.data.entry(canonical_json(family)).or_insert_with(|| files.data(family)).clone())
     }
 }

@@ -29,8 +29,6 @@ pub(crate) struct Point {
     pub tree: Node,
     /// Dotted path → value, as written.
     pub params: Json,
-    /// Does it have a revision that a pattern matched?
-    pub matched: bool,
 }
 
 impl Point {
@@ -45,7 +43,7 @@ impl Point {
         if let Some(params) = params.as_object_mut() {
             params.insert(path.to_owned(), text.into());
         }
-        Self { tree, params, matched: true }
+        Self { tree, params }
     }
 }
 
@@ -133,7 +131,7 @@ impl Grid {
             put(&mut tree, &axis.path, axis.at, value);
             params.insert(axis.path.clone(), value.to_json());
         }
-        Point { tree, params: Json::Object(params), matched: false }
+        Point { tree, params: Json::Object(params) }
     }
 }
 

@@ -27,12 +27,14 @@ impl Runs<'_> {
     pub fn all(&mut self, points: impl Iterator<Item = Point>) -> Vec<PlannedRun> {
         let mut runs = Vec::new();
         // Two patterns may match the same revision.
-        let mut matched = BTreeSet::new();
+        let mut known = BTreeSet::new();
         for point in points {
             for point in self.spread(point) {
+                if !known.insert(point.params.to_string()) {
+                    continue;
+                }
                 let run = self.read(&point.tree).map(|spec| PlannedRun { spec, params: point.params });
-                let mut again = |run: &PlannedRun| point.matched && !matched.insert(run.params.to_string());
-                runs.extend(run.filter(|run| !again(run)));
+                runs.extend(run);
                 if self.faults.is_full() || self.too_many(&runs, &point.tree) {
                     return runs;
                 }
@@ -116,10 +118,9 @@ impl Runs<'_> {
 
     /// Fills in the hash of the data file, where there is one.
     fn hash(&mut self, data: &mut NaturalSpec, values: &Values) {
-        let Some(file) = data.family.file_mut() else { return };
-        match self.look.data(&file.path) {
+        match self.look.data(&data.family) {
             None => {}
-            Some(Ok(digest)) => file.digest = Some(digest),
+            Some(Ok(found)) => data.family = found,
             Some(Err(why)) => {
                 let setting = if values.get("data.file").is_some() { "data.file" } else { "data.corpus.path" };
                 self.faults.add(values.blame(&[setting]), format!("`{setting}`: {why}"));

@@ -46,11 +46,19 @@ fn every_committed_sweep_file_plans_without_a_fault() {
         shapes,
         [
             ("laptop", 2, 2 * (1 + 12 + 2 * 13)),
+            ("paper-interventions", 2, 2 * 2),
+            ("paper-lora", 4, 4 * (5 + 6)),
             ("paper-more-bases", 5, 5 * (1 + 60 + 2 * 31)),
+            // A run for every checkpoint, once the model is there.
+            ("paper-olmo", 2, 2),
             ("paper-overlap", 5, 5 * (1 + 40 + 2 * 24)),
+            ("paper-prompting", 4, 4),
             ("paper-synthetic", 5, 5 * (1 + 40 + 2 * 24)),
+            ("paper-words", 12, 12 * 3),
             ("quickstart", 4, 4 * (1 + 6 + 2 * 11)),
             ("selftest", 1, 20),
+            ("smollm2", 2, 2 * (3 + 1)),
+            ("smollm2-lora", 2, 2 * (2 + 2)),
         ]
     );
 }
@@ -285,7 +293,7 @@ fn the_reference_names_every_key_with_its_default() {
     assert_eq!(of("train.optimizer.betas").default, "`[0.9, 0.9999]`");
     assert_eq!(of("analyses[].k").when, "`kind: td`");
     assert_eq!(of("model.init.read_in_std").default, "1 / sqrt(3 · channels of a token)");
-    assert_eq!(of("kind").values, "`pretrain` or `selftest`");
+    assert_eq!(of("kind").values, "`pretrain`, `finetune`, `evaluate` or `selftest`");
     assert_eq!(of("grid").default, "none");
     let text = reference();
     assert_eq!(text.lines().count(), keys.len() + 2);

@@ -10,7 +10,7 @@ mod workers;
 use crate::driver::{Handle, Live};
 use std::{pin::Pin, sync::Arc, time::Duration};
 use taskvec_store::{Reader, Store};
-use taskvec_sweep::Limits;
+use taskvec_sweep::{Files, Limits};
 use taskvec_wire::{MAX_MESSAGE, pb};
 use tokio::sync::watch as flag;
 use tokio_stream::Stream;
@@ -26,6 +26,7 @@ pub(crate) struct Context {
     pub driver: Handle,
     pub live: Arc<Live>,
     pub limits: Arc<Limits>,
+    pub files: Arc<dyn Files + Send + Sync>,
     pub lease: Duration,
     pub heartbeat: Duration,
     pub gc_grace: Duration,

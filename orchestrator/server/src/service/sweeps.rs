@@ -13,12 +13,12 @@ use tonic::{Request, Response, Status};
 pub(super) struct SweepService(pub Context);
 
 impl SweepService {
-    /// Validates here again, whatever the client did.
+    /// Validates here again, whatever the client did, with the models and data that this server sees.
     async fn read(&self, yaml: String, file: String) -> Result<(Plan, String), Status> {
-        let limits = Arc::clone(&self.0.limits);
+        let (limits, files) = (Arc::clone(&self.0.limits), Arc::clone(&self.0.files));
         let planned = tokio::task::spawn_blocking(move || {
             let name = if file.is_empty() { "sweep.yaml" } else { file.as_str() };
-            taskvec_sweep::plan(&yaml, name, &limits).map(|plan| (plan, yaml))
+            taskvec_sweep::plan_with(&yaml, name, &limits, &*files).map(|plan| (plan, yaml))
         });
         let planned =
             planned.await.map_err(|_| Status::internal("the planner failed on this file; please report it"))?;

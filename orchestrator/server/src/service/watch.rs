@@ -70,6 +70,8 @@ fn report(context: &Context, progress: &SweepProgress, eta_seconds: Option<f64>)
 
 fn report_run(context: &Context, run: &RunProgress) -> pb::RunStatus {
     let live = run.training.and_then(|job| context.live.progress(job));
+    let analysis = run.analysing.and_then(|job| Some((job, context.live.progress(job)?)));
+    let analysis = analysis.filter(|(_, progress)| progress.total > 0);
     pb::RunStatus {
         run_id: run.id.0,
         params: run.params.to_string(),
@@ -81,11 +83,14 @@ fn report_run(context: &Context, run: &RunProgress) -> pb::RunStatus {
         loss: live.and_then(|live| live.loss),
         jobs_done: run.jobs_done,
         jobs_total: run.jobs_total,
+        job_id: analysis.map_or(0, |(job, _)| job.0),
+        job_done: analysis.map_or(0, |(_, progress)| progress.done),
+        job_total: analysis.map_or(0, |(_, progress)| progress.total),
     }
 }
 
 /// Expected time to the end: what is left to compute at the rate seen since the watch began. Work is counted in the
-/// plan's floating-point operations of finished jobs; a running training segment counts with the part of it that is
+/// plan's floating-point operations of finished jobs; a running job of each run counts with the part of it that is
 /// done, as an average unfinished job.
 struct Eta {
     since: Instant,
@@ -115,8 +120,10 @@ fn done(progress: &SweepProgress, context: &Context) -> f64 {
     let open: u32 = JobState::ALL.iter().zip(progress.jobs).filter(|(state, _)| !state.ended()).map(|(_, n)| n).sum();
     let average = (progress.flops_total - progress.flops_done).max(0.0) / f64::from(open.max(1));
     let parts = progress.runs.iter().filter_map(|run| {
-        let live = context.live.progress(run.training?)?;
-        Some(live.done.saturating_sub(run.step) as f64 / live.total.saturating_sub(run.step).max(1) as f64)
+        // Training counts steps from the start of the run, an analysis from its own.
+        let (job, from) = run.training.map(|job| (job, run.step)).or(run.analysing.map(|job| (job, 0)))?;
+        let live = context.live.progress(job)?;
+        Some(live.done.saturating_sub(from) as f64 / live.total.saturating_sub(from).max(1) as f64)
     });
     progress.flops_done + parts.sum::<f64>() * average
 }

@@ -183,3 +183,43 @@ async fn sweeps_are_paused_resumed_cancelled_and_workers_drained() {
     assert_eq!(client.admin.clone().health(NOTHING).await.unwrap().into_inner().workers, 0);
     stack.stop().await;
 }
+
+/// `models/tiny`, and whatever else this server sees, is in `proto/sweep/tests/common/files.rs`.
+fn evaluate(model: &str) -> String {
+    format!(
+        "version: 1\nname: words\nkind: evaluate\nmodel: {model}\ndata: {{ family: bitwise, shots: [1, 4] }}\n\
+         analyses: [{{ kind: icl }}, {{ kind: td }}, {{ kind: interventions, shots: [4] }}]\n"
+    )
+}
+
+#[tokio::test]
+async fn pretrained_models_are_those_that_the_server_sees() {
+    let mut stack = Stack::start().await;
+    let client = stack.client().await;
+    let refused = client.submit(&evaluate("{ path: models/none }")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(
+        refused.message(),
+        "test.yaml:4:16: `model.path`: there is no folder or file models/none; place it there"
+    );
+
+    let first = client.submit(&evaluate("{ path: models/tiny }")).await.unwrap();
+    assert_eq!((first.runs, first.jobs, first.cached), (1, 3, 0));
+    let mut worker = Worker::connect(&client, &Identity::new("one", 1)).await.unwrap();
+    for _ in 0..3 {
+        let attempt = worker.assigned().await;
+        worker.finish(attempt).await;
+        assert!(worker.answer().await.accepted);
+    }
+    client.wait(first.sweep_id).await;
+    let elsewhere = client.submit(&evaluate("{ path: models/copy }")).await.unwrap();
+    assert_eq!((elsewhere.jobs, elsewhere.cached), (3, 3), "the same files in another place");
+
+    let revisions = client.submit(&evaluate("{ path: models/steps, revision: step* }")).await.unwrap();
+    assert_eq!((revisions.runs, revisions.jobs), (3, 9));
+    let rows = "SELECT r.params, min(step), max(step), r.spec->'model'->'identity'->>'arch' FROM results.runs r \
+                JOIN results.jobs USING (run_id) WHERE r.sweep_id = 3 GROUP BY 1, 4 ORDER BY 2";
+    let row = |step: u64| serde_json::json!([{ "model.revision": format!("step{step}") }, step, step, "olmo"]);
+    assert_eq!(client.sql(rows).await.unwrap(), [0, 1000, 20_000].map(row));
+    stack.stop().await;
+}

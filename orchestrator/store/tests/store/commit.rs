@@ -52,13 +52,17 @@ async fn a_job_runs_and_is_done_with_all_it_produced() {
              SELECT count(*) FROM taskvec.icl WHERE value = 0.125 AND metric = 'mse' UNION ALL
              SELECT count(*) FROM taskvec.baselines WHERE mse = 0.125 AND estimator = 'oracle' UNION ALL
              SELECT count(*) FROM taskvec.td WHERE value = 0.125 AND site = 'x' UNION ALL
-             SELECT count(*) FROM taskvec.td_bound WHERE value = 0.125",
+             SELECT count(*) FROM taskvec.td_bound WHERE value = 0.125 UNION ALL
+             SELECT count(*) FROM taskvec.td_pairs WHERE value = 0.125 AND latent_task_b = 'B2' UNION ALL
+             SELECT count(*) FROM taskvec.interventions
+                 WHERE (patched, baseline, mode, positions) = (0.125, 0.5, 'replace', 'last') UNION ALL
+             SELECT count(*) FROM taskvec.lens WHERE (accuracy, log_prob, rank, n) = (0.125, -1.5, 2.5, 100)",
         )
         .await
         .into_iter()
         .map(|r| r.0)
         .collect();
-    assert_eq!(rows, [1, 2, 1, 1, 1]);
+    assert_eq!(rows, [1, 2, 1, 1, 1, 1, 1, 1]);
     let log: (String, Option<String>) = db.rows("SELECT state, log FROM taskvec.attempts").await.remove(0);
     assert_eq!(log, ("succeeded".into(), Some("worked\n".into())));
     assert_eq!(db.one::<i64>("SELECT count(*) FROM taskvec.checkpoints").await, 1);
@@ -235,9 +239,20 @@ async fn outcomes_that_cannot_be_stored_are_named_and_store_nothing() {
     unnamed.icl[0].latent_task = "B\0".into();
     let mut huge = metrics(1.0);
     huge.baselines[0].position = Some(u32::MAX);
-    for (bad, why) in
-        [(doubled, "two rows of td"), (unnamed, "cannot name a latent task"), (huge, "is above 2147483647")]
-    {
+    let mut again = metrics(1.0);
+    again.interventions.push(again.interventions[0].clone());
+    let mut pair = metrics(1.0);
+    pair.td_pairs[0].latent_task_b = "x".repeat(201);
+    let mut deep = metrics(1.0);
+    deep.lens[0].layer = u32::MAX;
+    for (bad, why) in [
+        (doubled, "two rows of td for"),
+        (unnamed, "cannot name a latent task"),
+        (huge, "is above 2147483647"),
+        (again, "two rows of interventions"),
+        (pair, "cannot name a latent task"),
+        (deep, "is above 2147483647"),
+    ] {
         let bad = outcome(bad, vec![]);
         let asked = db.store.check_outcome(attempt(1, 1), &bad).await.expect_err(why);
         assert!(matches!(&asked, StoreError::BadOutcome { why: said, .. } if said.contains(why)), "{asked}");

@@ -11,12 +11,13 @@ use std::{
 use taskvec_model::{
     id::{AttemptRef, Digest, JobId, WorkerId},
     job::{BlobRef, CheckpointRef, JobWork, Produced, Purpose},
-    metric::{Baseline, Estimator, Icl, IclMetric, Metrics, Td, TdBound, TrainLoss},
+    metric::{Baseline, Estimator, Icl, IclMetric, Intervention, Lens, Metrics, Td, TdBound, TdPair, TrainLoss},
     plan::{Need, Plan, PlannedJob, PlannedRun},
     schedule::Change,
     spec::{
         Arch, Behaviour, CheckpointSpec, DataSpec, Decay, InitSpec, Layers, ModelSpec, OptimizerKind, OptimizerSpec,
-        Overlap, Precision, RunSpec, Schedule, Selftest, SelftestSpec, Site, SparseLinear, TdSpec, TrainSpec, YChannel,
+        Overlap, PatchMode, PatchPositions, Precision, RunSpec, Schedule, Selftest, SelftestSpec, Site, SparseLinear,
+        TdSpec, TrainSpec, YChannel,
     },
 };
 use taskvec_store::{BlobManifest, Leader, Outcome, Store, StoreError, WorkerRecord};
@@ -244,6 +245,29 @@ pub fn metrics(x: f64) -> Metrics {
         baselines: vec![Baseline { latent_task: task(), position: None, estimator: Estimator::Oracle, mse: x }],
         td: vec![Td { layer: 2, site: Site::X, latent_task: task(), shots: 5, k: 10, n: 100, value: x, stderr: 0.25 }],
         td_bound: vec![TdBound { latent_task: task(), shots: 5, value: x }],
+        td_pairs: vec![TdPair {
+            layer: 2,
+            site: Site::X,
+            latent_task_a: task(),
+            latent_task_b: "B2".into(),
+            shots: 5,
+            value: x,
+        }],
+        interventions: vec![Intervention {
+            layer: 2,
+            site: Site::X,
+            positions: PatchPositions::Last,
+            mode: PatchMode::Replace,
+            source_task: task(),
+            target_task: "B2".into(),
+            shots: 5,
+            metric: IclMetric::Mse,
+            baseline: 0.5,
+            patched: x,
+            replicate: 1,
+            n: 100,
+        }],
+        lens: vec![Lens { layer: 2, latent_task: task(), shots: 5, accuracy: x, log_prob: -1.5, rank: 2.5, n: 100 }],
     }
 }
 

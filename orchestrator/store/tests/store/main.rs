@@ -6,6 +6,7 @@ mod fixture;
 mod gc;
 mod lead;
 mod listing;
+mod natural;
 mod postgres;
 mod reader;
 mod submit;

@@ -62,6 +62,10 @@ async fn queries_of_every_form_and_length_are_answered() {
     for (query, rows) in [
         ("SELECT count(*) FROM results.jobs", vec![json!([7])]),
         ("TABLE results.td_bound", vec![]),
+        ("TABLE results.td_pairs", vec![]),
+        ("TABLE results.interventions", vec![]),
+        ("TABLE results.lens", vec![]),
+        ("TABLE results.td_vs_icl_fit", vec![]),
         ("VALUES (1, 'a'), (2, 'b') ;", vec![json!([1, "a"]), json!([2, "b"])]),
         ("WITH t AS (SELECT 3 AS x) SELECT x FROM t -- comment", vec![json!([3])]),
         ("SELECT n FROM generate_series(3, 1, -1) AS n ORDER BY n DESC LIMIT 2", vec![json!([3]), json!([2])]),
@@ -148,6 +152,9 @@ async fn functions_with_effects_and_the_tables_are_closed() {
     let (reader, _) = reader(&db).await;
     for query in [
         "SELECT * FROM taskvec.jobs",
+        "SELECT * FROM taskvec.td_pairs",
+        "SELECT * FROM taskvec.interventions",
+        "SELECT * FROM taskvec.lens",
         "SELECT * FROM taskvec._sqlx_migrations",
         "SELECT nextval('taskvec.results_result_id_seq')",
         "SELECT setval('taskvec.results_result_id_seq', 9)",

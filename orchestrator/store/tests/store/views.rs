@@ -8,12 +8,19 @@ const PROMISED: &[(&str, &str)] = &[
     ("baselines", "run_id latent_task position estimator mse"),
     ("checkpoints", "checkpoint_id run_id step bytes digest created_at | purpose"),
     ("icl", "run_id step latent_task shots position metric value stderr n"),
+    (
+        "interventions",
+        "run_id step layer site positions mode source_task target_task metric baseline patched replicate n | shots",
+    ),
     ("jobs", "job_id run_id sweep_id kind step state attempts worker started_at finished_at error | cached worker_id"),
+    ("lens", "run_id step layer latent_task shots accuracy log_prob rank n"),
     ("runs", "run_id sweep_id kind state seed params spec"),
     ("sweeps", "sweep_id name state submitted_at finished_at spec | priority"),
     ("td", "run_id step layer site latent_task shots k n value stderr"),
     ("td_bound", "run_id latent_task shots value"),
+    ("td_pairs", "run_id step layer site latent_task_a latent_task_b shots value"),
     ("td_vs_icl", "run_id step layer site latent_task shots td metric icl | k"),
+    ("td_vs_icl_fit", "run_id step layer site metric slope intercept r2 n | k"),
     ("train_loss", "run_id step loss learning_rate sequences_per_second"),
 ];
 

@@ -63,18 +63,20 @@ impl Checker<'_> {
             "mamba2" => &["in_proj", "out_proj"],
             _ => &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         };
-        for (i, target) in targets.iter().enumerate().filter(|(_, t)| !there.contains(&t.as_str())) {
-            let (target, known) = (quoted(target), any_of(there.iter().copied()));
-            let message = format!("`lora.targets`: a {arch} model has no module {target}; use {known}");
-            let item = format!("lora.targets[{i}]");
-            self.fault(&[&[item.as_str()][..], &MODEL].concat(), message);
-        }
+        let first = targets.iter().position(|t| !there.contains(&t.as_str()))?;
+        let missing = any_of(targets.iter().map(String::as_str).filter(|t| !there.contains(t)));
+        let known = any_of(there.iter().copied());
+        let message = format!("`lora.targets`: a {arch} model has no {missing}; use {known}");
+        self.fault(&[&[format!("lora.targets[{first}]").as_str()][..], &MODEL].concat(), message);
         Some(())
     }
 
     fn task_names(&mut self) -> Option<()> {
         let family = self.values.word("data.family")?;
-        let all = Family::tasks_of(family)?;
+        let all = Family::tasks_of(family);
+        if all.is_empty() {
+            return None;
+        }
         let named = self.values.get("data.tasks")?.json.get("list")?.as_array()?.clone();
         for (i, task) in named.iter().filter_map(Json::as_str).enumerate().filter(|(_, task)| !all.contains(task)) {
             let slip = did_you_mean(task, all.iter().copied());
@@ -135,8 +137,8 @@ impl Checker<'_> {
         let rows = ((tasks.len() + pairs) * spaces) as u64;
         if rows > MAX_ROWS {
             let message = format!(
-                "`{path}`: {rows} results (layers × sites × tasks and pairs of tasks) in one job; at most {MAX_ROWS}: use \
-                 fewer layers or `pairs: false`"
+                "`{path}`: {rows} results (layers × sites × tasks and pairs of tasks) in one job; at most {MAX_ROWS}: \
+                 use fewer layers or `pairs: false`"
             );
             self.fault(&[&format!("{path}.pairs"), &format!("{path}.layers"), "data.tasks"], message);
         }
@@ -184,7 +186,7 @@ impl Checker<'_> {
                     (Td(_), Td(_)) => "a run has one `td`, for all layers and sites; vary `k` by the grid",
                     (Lens(_), Lens(_)) => "one `lens` is enough, for all layers",
                     (Interventions(a), Interventions(b)) if same_patches(a, b, layers) => {
-                        "both intervene in the same manner at the same layers, between the same tasks and with the same shots"
+                        "both intervene in the same manner at the same layers, between the same tasks with the same shots"
                     }
                     _ => continue,
                 };

@@ -212,7 +212,7 @@ impl Checker<'_> {
                     ),
                     (AnalysisSpec::Interventions(a), AnalysisSpec::Interventions(b)) if same_patches(a, b, layers) => {
                         format!(
-                            "`{path}` repeats `{earlier_path}`: both intervene in the same manner at the same layers and between the same bases"
+                            "`{path}` repeats `{earlier_path}`: both intervene in the same manner at the same layers and bases"
                         )
                     }
                     _ => continue,

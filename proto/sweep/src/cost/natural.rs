@@ -1,4 +1,5 @@
-//! What jobs on pretrained language models cost, roughly. Without a look at the model nothing is known, and counted as 0.
+//! What jobs on pretrained language models cost, roughly. Without a look at the model nothing is known, and counted as
+//! 0.
 
 use taskvec_model::{
     job::{JobWork, Subject},
@@ -21,7 +22,7 @@ pub(super) fn flops(work: &JobWork) -> Option<f64> {
             per_token(model) * tokens + 3.0 * points * points * width(model) * spaces
         }
         JobWork::Intervene { subject: Subject::Language { model, data, shots }, spec, .. } => {
-            let names = data.latent_tasks().unwrap_or_default();
+            let names = data.latent_tasks();
             let patched_layers = match &spec.layers {
                 PatchLayers::Best => 1,
                 other => other.resolve(layers(model)).map_or(1, |l| l.len()),
@@ -66,7 +67,10 @@ fn width(model: &PretrainedSpec) -> f64 {
 }
 
 fn tasks(data: &NaturalSpec) -> f64 {
-    data.latent_tasks().map_or(SOME_TASKS, |t| t.len() as f64)
+    match data.latent_tasks().len() {
+        0 => SOME_TASKS,
+        n => n as f64,
+    }
 }
 
 /// Tokenizers differ; a digit is taken to be a token.

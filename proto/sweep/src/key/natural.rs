@@ -13,8 +13,8 @@ use taskvec_model::{
 
 const TRAJECTORY_CONTEXT: &str = "taskvec fine-tuning trajectory v1";
 
-/// What the adapters at every step follow from, as [`super::trajectory`] for training from scratch. Which numbers of shots
-/// are measured has no part in it.
+/// What the adapters at every step follow from, as [`super::trajectory`] for training from scratch. Which numbers of
+/// shots are measured has no part in it.
 pub fn finetune_trajectory(
     seed: u64,
     model: &PretrainedSpec,
@@ -50,8 +50,8 @@ pub fn finetune_trajectory(
     )
 }
 
-/// The same work in one spelling: layers listed where the model is known, lists sorted whose order has no meaning, no shots
-/// but the job's own, and at whichever checkpoint.
+/// The same work in one spelling: layers listed where the model is known, lists sorted whose order has no meaning, no
+/// shots but the job's own, and at whichever checkpoint.
 pub(crate) fn normal(work: JobWork) -> JobWork {
     match work {
         JobWork::Measure { seed, model, data, shots, icl, td, lens } => {
@@ -91,7 +91,7 @@ fn normal_layers(layers: &Layers, model: &PretrainedSpec) -> Layers {
 
 /// The order of the tasks has a meaning: it breaks ties.
 fn normal_data(data: NaturalSpec, shots: u32) -> NaturalSpec {
-    NaturalSpec { tasks: data.latent_tasks().unwrap_or_default(), shots: vec![shots], ..data }
+    NaturalSpec { tasks: data.latent_tasks(), shots: vec![shots], ..data }
 }
 
 fn normal_lora(lora: LoraSpec, model: &PretrainedSpec) -> LoraSpec {

@@ -5,6 +5,7 @@ use crate::{
     schema::{Choice, Key, Kind, ROOT, Variant},
     tree::{Node, Value, join},
 };
+use taskvec_model::spec::NULL_TASK;
 
 /// For text where a number belongs: how to write the number that it looks like.
 pub(super) fn number_hint(text: &str) -> String {
@@ -27,6 +28,7 @@ pub(crate) fn shown(node: &Node) -> String {
         Value::Text(text) => quoted(text),
         Value::Whole(n) => format!("`{n}`"),
         Value::Number(x) => format!("`{x:?}`"),
+        Value::Null { named: true } => quoted(NULL_TASK),
         _ => node.describe(),
     }
 }
@@ -53,8 +55,8 @@ fn familiar(node: &Node, keys: impl Iterator<Item = &'static Key> + Clone) -> us
     known.sum()
 }
 
-/// Where a key that is unknown in the section at `path` is known, or what is known there. `run` is the kind of run, if that
-/// is clear.
+/// Where a key that is unknown in the section at `path` is known, or what is known there. `run` is the kind of run, if
+/// that is clear.
 pub(super) fn unknown_hint(
     key: &str,
     path: &str,
@@ -75,7 +77,11 @@ pub(super) fn unknown_hint(
         && let Some(section) = root.variants.iter().find_map(|run| section_of(key, run))
     {
         let runs = settings(root, |run| section_of(key, run).is_some_and(|s| s == section));
-        let there = if section == path { "it goes".to_owned() } else { format!("`{key}` belongs in `{section}`,") };
+        let there = if section == without_numbers(path) {
+            "it goes".to_owned()
+        } else {
+            format!("`{key}` belongs in `{section}`,")
+        };
         return format!("; {there} with {runs}");
     }
     let names: Vec<&str> = choice.map(|c| c.tag).into_iter().chain(keys.iter().map(|k| k.name)).collect();
@@ -96,9 +102,17 @@ fn section_of(key: &str, run: &Variant) -> Option<String> {
 
 /// The section in which a key of this name is declared, from the section at `path` down.
 fn elsewhere(key: &str, kind: &Kind, path: &str) -> Option<String> {
+    if let Kind::List { of, .. } = kind {
+        return elsewhere(key, of, &format!("{path}[]"));
+    }
     let keys = kind.keys();
     if keys.iter().any(|k| k.name == key) {
         return Some(path.to_owned());
     }
     keys.iter().find_map(|k| elsewhere(key, &k.kind, &join(path, k.name)))
+}
+
+/// `analyses[3]` as `analyses[]`.
+fn without_numbers(path: &str) -> String {
+    path.chars().filter(|c| !c.is_ascii_digit()).collect()
 }

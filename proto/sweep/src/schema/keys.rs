@@ -280,13 +280,11 @@ const CHECKPOINTS: &[Key] = &[
         default: Int(24),
         meaning: "checkpoints for analysis, the untrained model and the last step included; equal steps fall together",
     },
-    Key {
-        name: "resume_every",
-        kind: whole(1, MAX_STEPS),
-        default: Int(2000),
-        meaning: "training is cut into jobs of this many updates; each keeps the full state from which the next goes on",
-    },
+    Key { name: "resume_every", kind: whole(1, MAX_STEPS), default: Int(2000), meaning: RESUME_EVERY },
 ];
+
+pub(super) const RESUME_EVERY: &str =
+    "training is cut into jobs of this many updates; each keeps the full state from which the next goes on";
 
 const EVALUATE: &[Key] = &[Key {
     name: "sequences",

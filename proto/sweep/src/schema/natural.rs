@@ -17,8 +17,8 @@ pub(super) const EVALUATE_PRETRAINED: &[Key] = &[
         name: "analyses",
         kind: Kind::List { of: &Kind::Choice(&ANALYSIS), min: 1, max: 32, distinct: false },
         default: Required,
-        meaning: "what is measured; one job per number of shots does `icl`, `td` and `lens` together, one per number of \
-                  shots each `interventions`",
+        meaning: "what is measured; one job for each number of shots does `icl`, `td` and `lens` together, and one \
+                  for each does `interventions`",
     },
 ];
 
@@ -37,14 +37,14 @@ const PRETRAINED: &[Key] = &[
         name: "path",
         kind: path("the path of a model"),
         default: Required,
-        meaning: "a folder as downloaded from the HuggingFace hub, a GGUF file, or a hub name; seen from where server and \
-                  workers run",
+        meaning: "a folder as downloaded from the HuggingFace hub, a GGUF file, or a hub name; as server and workers \
+                  see it",
     },
     Key {
         name: "revision",
         kind: Kind::OrNull(&Kind::Text { what: "the name of a revision", min: 1, max: 200 }),
         default: Null,
-        meaning: "a folder below `path`, or a revision of the hub; with `*` or `?` a run for every revision that matches",
+        meaning: "a folder below `path`, or a revision of the hub; with `*` or `?` a run for each that matches",
     },
     Key {
         name: "dtype",
@@ -83,7 +83,7 @@ const TASKS: Choice = Choice {
             name: "template",
             kind: Kind::Section(TEMPLATE),
             default: Inner,
-            meaning: "a prompt is `input TEXT arrow gap OUTPUT separator` for each demonstration, then the query up to its arrow",
+            meaning: "a prompt is `input TEXT arrow gap OUTPUT separator` for each demonstration, then the query",
         },
         Key {
             name: "instruction",
@@ -103,7 +103,7 @@ const TASKS: Choice = Choice {
             ),
             keys: &[Key {
                 name: "digits",
-                kind: whole(1, 32),
+                kind: whole(1, 64),
                 default: Int(5),
                 meaning: "binary digits of each number",
             }],
@@ -111,7 +111,7 @@ const TASKS: Choice = Choice {
         Variant {
             word: word(
                 "pos",
-                "a sentence to its first Noun, Adjective, Verb, Adverb, Preposition or Pronoun, or to a random word (Null)",
+                "a sentence to its first Noun, Adjective, Verb, Adverb, Preposition or Pronoun, or a random word (Null)",
             ),
             keys: &[Key {
                 name: "corpus",
@@ -126,7 +126,7 @@ const TASKS: Choice = Choice {
                 name: "file",
                 kind: path("the path of a JSONL or CSV file, or of a folder of them"),
                 default: Required,
-                meaning: "the rows; seen from where server and workers run",
+                meaning: "the rows; as server and workers see it",
             }],
         },
         Variant { word: elsewhere("sparse_linear", SYNTHETIC), keys: &[] },
@@ -153,7 +153,7 @@ const CORPUS_PATH: &[Key] = &[Key {
     name: "path",
     kind: path("the path of a corpus"),
     default: Required,
-    meaning: "a file or folder; seen from where server and workers run",
+    meaning: "a file or folder; as server and workers see it",
 }];
 
 const TEMPLATE: &[Key] = &[
@@ -162,9 +162,9 @@ const TEMPLATE: &[Key] = &[
         name: "arrow",
         kind: piece(1),
         default: Text(" ->"),
-        meaning: "after every input; the states read are those of its last token",
+        meaning: "after every input; site `x` is the last token before the output, the arrow's or the gap's",
     },
-    Key { name: "gap", kind: piece(0), default: Text(" "), meaning: "between arrow and output; part of the answer" },
+    Key { name: "gap", kind: piece(0), default: Text(" "), meaning: "between arrow and output" },
     Key {
         name: "separator",
         kind: piece(1),

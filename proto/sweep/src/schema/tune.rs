@@ -3,7 +3,9 @@
 use super::{
     Default::{Number as Num, Numbers, Required, Section as Inner, Whole as Int, Word as Is, Words},
     Key, Kind, Range,
-    keys::{BETAS, CLIP_NORM, DECAY, EPSILON, LOG_EVERY, MAX_STEPS, OPTIMIZER_KIND, STEPS, WARMUP, whole},
+    keys::{
+        BETAS, CLIP_NORM, DECAY, EPSILON, LOG_EVERY, MAX_STEPS, OPTIMIZER_KIND, RESUME_EVERY, STEPS, WARMUP, whole,
+    },
     measure::ANALYSIS_OF_CHECKPOINT,
     natural::{DATA, MODEL},
     words::{Word, word},
@@ -130,12 +132,7 @@ const CHECKPOINTS: &[Key] = &[
         name: "count",
         kind: whole(2, 1000),
         default: Int(2),
-        meaning: "checkpoints for analysis, the model before training and the last step included; equal steps fall together",
+        meaning: "checkpoints for analysis, before training and the last step included; equal steps fall together",
     },
-    Key {
-        name: "resume_every",
-        kind: whole(1, MAX_STEPS),
-        default: Int(500),
-        meaning: "training is cut into jobs of this many updates; each keeps the full state from which the next goes on",
-    },
+    Key { name: "resume_every", kind: whole(1, MAX_STEPS), default: Int(500), meaning: RESUME_EVERY },
 ];

@@ -2,6 +2,8 @@
 //! what a test says.
 #![allow(dead_code, unused_imports, reason = "the benchmark uses a part of it")]
 
+#[path = "../../../../../proto/sweep/tests/common/files.rs"]
+mod files;
 mod stack;
 mod worker;
 

@@ -1,7 +1,7 @@
 //! A server with its own PostgreSQL, and clients of it.
 
-use super::{data_folder, within};
-use std::{net::SocketAddr, time::Duration};
+use super::{data_folder, files::Told, within};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use taskvec_server::{Database, RunningServer, Secret, ServerConfig};
 use taskvec_wire::pb::{
     self, admin_client::AdminClient, blobs_client::BlobsClient, control_sweep_request::Action,
@@ -33,6 +33,7 @@ impl Stack {
         config.lease = Duration::from_secs(120);
         config.heartbeat = Duration::from_secs(1);
         config.backoff = Duration::from_millis(10);
+        config.files = Arc::new(Told);
         config
     }
 

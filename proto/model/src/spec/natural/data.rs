@@ -24,19 +24,20 @@ pub struct NaturalSpec {
 }
 
 impl NaturalSpec {
-    /// The latent tasks by name, in order; none where only the file of the family knows them.
-    pub fn latent_tasks(&self) -> Option<Vec<String>> {
-        if !self.tasks.is_empty() {
-            return Some(self.tasks.clone());
+    /// The latent tasks by name, in order; empty where only the file of the family knows them.
+    pub fn latent_tasks(&self) -> Vec<String> {
+        if self.tasks.is_empty() {
+            return self.family.latent_tasks().iter().map(|t| (*t).to_owned()).collect();
         }
-        Some(self.family.latent_tasks()?.iter().map(|t| (*t).to_owned()).collect())
+        self.tasks.clone()
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "family", rename_all = "snake_case")]
 pub enum Family {
-    /// Two binary numbers of `digits` digits to the result of AND, NAND, OR, NOR, XOR or XNOR, or to random digits (Null).
+    /// Two binary numbers of `digits` digits to the result of AND, NAND, OR, NOR, XOR or XNOR, or to random digits
+    /// (Null).
     Bitwise { digits: u32 },
     /// A sentence to its first Noun, Adjective, Verb, Adverb, Preposition or Pronoun, or to a random word (Null).
     Pos { corpus: Corpus },
@@ -54,21 +55,30 @@ impl Family {
         }
     }
 
-    /// All latent tasks of the family of this name; none where a file decides.
-    pub fn tasks_of(family: &str) -> Option<&'static [&'static str]> {
+    /// The latent tasks of the family of this name, in order; empty where only the file knows them.
+    pub fn tasks_of(family: &str) -> &'static [&'static str] {
         match family {
-            "bitwise" => Some(&BITWISE),
-            "pos" => Some(&POS),
-            _ => None,
+            "bitwise" => &BITWISE,
+            "pos" => &POS,
+            _ => &[],
         }
     }
 
-    /// All latent tasks of the family; none where a file decides.
-    pub fn latent_tasks(&self) -> Option<&'static [&'static str]> {
+    /// The latent tasks, in order; empty where only the file knows them.
+    pub fn latent_tasks(&self) -> &'static [&'static str] {
         Self::tasks_of(self.as_str())
     }
 
     /// The file that its data come from.
+    pub fn file(&self) -> Option<&DataFile> {
+        match self {
+            Self::Bitwise { .. } | Self::Pos { corpus: Corpus::Bundled } => None,
+            Self::Pos { corpus: Corpus::Treebank { file } | Corpus::Conllu { file } | Corpus::Brown { file } }
+            | Self::Pairs { file } => Some(file),
+        }
+    }
+
+    /// The same, to be changed.
     pub fn file_mut(&mut self) -> Option<&mut DataFile> {
         match self {
             Self::Bitwise { .. } | Self::Pos { corpus: Corpus::Bundled } => None,
@@ -105,9 +115,9 @@ pub struct DataFile {
     pub digest: Option<Digest>,
 }
 
-/// How a prompt is written: the instruction (where there is one) and a separator, then for each demonstration
-/// `input TEXT arrow gap OUTPUT separator`, then the query up to its arrow. The model is to go on with `gap OUTPUT`; where
-/// the tokenizer makes the gap a token of its own before every output, the query includes it.
+/// How a prompt is written: the instruction (where there is one) and a separator, then for each demonstration `input
+/// TEXT arrow gap OUTPUT separator`, then the query up to its arrow. The model is to go on with `gap OUTPUT`; where the
+/// tokenizer makes the gap a token of its own before every output, the query includes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Template {
