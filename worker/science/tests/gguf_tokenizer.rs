@@ -23,7 +23,10 @@ fn tokens_are_those_of_llama_cpp() {
         for (text, theirs) in texts.iter().zip(lists.as_array().unwrap()) {
             let ours = gguf.tokenizer.encode(text.as_str(), false).unwrap();
             assert_eq!(ours.get_ids(), ids(theirs), "{name}: {text:?} {:?}", ours.get_tokens());
-            assert_eq!(&gguf.tokenizer.decode(ours.get_ids(), false).unwrap(), text, "{name}");
+            // SentencePiece puts a space after every special token, and has one character for a space.
+            if !["<s>", "<unk>", "[WHOLE]", "▁"].iter().any(|special| text.contains(special)) {
+                assert_eq!(&gguf.tokenizer.decode(ours.get_ids(), false).unwrap(), text, "{name}");
+            }
         }
     }
 }

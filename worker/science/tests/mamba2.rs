@@ -89,7 +89,9 @@ fn rows_do_not_see_each_other() {
         let fixture = Fixture::open(name);
         let together = fixture.logits(&fixture.rows);
         let alone: Vec<Tensor> = fixture.rows.iter().map(|row| fixture.logits(std::slice::from_ref(row))).collect();
-        assert!(error(&together, &Tensor::cat(&alone, 0).unwrap()) < 1e-6, "{name}");
+        // Products of other sizes are summed in another order.
+        let error = error(&together, &Tensor::cat(&alone, 0).unwrap());
+        assert!(error < 5e-6, "{name}: {error:e}");
     }
 }
 
