@@ -8,6 +8,8 @@
 //! | `blocks.N.attn.hook_pattern` | attention weights of one row, (H, queries, keys): visited once per row | the same, with a batch dimension |
 //! | `blocks.N.attn.hook_z` | what each head read, (N, H, D) | the same |
 //! | `blocks.N.hook_attn_out`, `…mlp_out` | what is added to the residual stream, after a norm that follows (Gemma-2, OLMo-2) | the same |
+//! | `blocks.N.mixer.hook_state` | Mamba-2: one row's state after its last token, (H, P, S): visited once per row; what replaces it is what the row goes on with in the next pass | none |
+//! | `blocks.N.hook_mixer_out` | Mamba-2: what is added to the residual stream, (N, d) | none |
 //!
 //! N are the tokens of all rows of the batch, one row after the other ([`Rows`]). In the synthetic models, whose sequences
 //! all have one length, the leading dimensions are (B, T) instead.
@@ -51,6 +53,10 @@ pub enum BlockPoint {
     Z,
     /// What attention adds to it.
     AttnOut,
+    /// Mamba-2's state of each row after its last token.
+    State,
+    /// What a mixer without attention adds to it.
+    MixerOut,
     /// The residual stream between attention and MLP.
     ResidMid,
     /// What the MLP adds to it.
@@ -75,10 +81,15 @@ impl HookPoint {
             Self::Block(_, point) => BlockPoint::RESIDUAL.contains(&point),
         }
     }
+
+    /// Is the activation one of a row, visited once for each, instead of one of its tokens?
+    pub fn is_of_row(self) -> bool {
+        matches!(self, Self::Block(_, BlockPoint::Pattern | BlockPoint::State))
+    }
 }
 
 impl BlockPoint {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::ResidPre,
         Self::Q,
         Self::K,
@@ -86,13 +97,16 @@ impl BlockPoint {
         Self::Pattern,
         Self::Z,
         Self::AttnOut,
+        Self::State,
+        Self::MixerOut,
         Self::ResidMid,
         Self::MlpOut,
         Self::ResidPost,
     ];
 
     /// Those of width d.
-    pub const RESIDUAL: [Self; 5] = [Self::ResidPre, Self::AttnOut, Self::ResidMid, Self::MlpOut, Self::ResidPost];
+    pub const RESIDUAL: [Self; 6] =
+        [Self::ResidPre, Self::AttnOut, Self::MixerOut, Self::ResidMid, Self::MlpOut, Self::ResidPost];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -103,6 +117,8 @@ impl BlockPoint {
             Self::Pattern => "attn.hook_pattern",
             Self::Z => "attn.hook_z",
             Self::AttnOut => "hook_attn_out",
+            Self::State => "mixer.hook_state",
+            Self::MixerOut => "hook_mixer_out",
             Self::ResidMid => "hook_resid_mid",
             Self::MlpOut => "hook_mlp_out",
             Self::ResidPost => "hook_resid_post",

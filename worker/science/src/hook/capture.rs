@@ -18,7 +18,7 @@ impl Capture {
     }
 
     /// What every visit of a point brought, in order: (P, …) for the P chosen tokens of a pass. Of a pattern, one entry
-    /// per row: (H, P, keys).
+    /// per row: (H, P, keys). Of a state, one entry per row whose last token is chosen: (H, P, S).
     pub fn visits(&self, point: HookPoint) -> &[Tensor] {
         self.kept.get(&point).map_or(&[], Vec::as_slice)
     }
@@ -26,18 +26,14 @@ impl Capture {
     /// All that was kept at a point, one token after the other, and forgets it.
     ///
     /// # Errors
-    /// Where nothing was kept, or where it is a pattern (rows differ in their number of keys: see [`Self::visits`]).
+    /// Where nothing was kept, or where it is one of rows (patterns differ in their number of keys): see [`Self::visits`].
     pub fn take(&mut self, point: HookPoint) -> Result<Tensor> {
         match self.kept.remove(&point) {
             None => candle_core::bail!("nothing was captured at {point}"),
-            Some(_) if is_pattern(point) => candle_core::bail!("patterns are read visit by visit"),
+            Some(_) if point.is_of_row() => candle_core::bail!("{point} is read visit by visit"),
             Some(parts) => Tensor::cat(&parts, 0),
         }
     }
-}
-
-fn is_pattern(point: HookPoint) -> bool {
-    matches!(point, HookPoint::Block(_, BlockPoint::Pattern))
 }
 
 impl Hook for Capture {
@@ -50,8 +46,14 @@ impl Hook for Capture {
         if tokens.is_empty() {
             return Ok(None);
         }
-        let (x, dim) = match rows.iter().next() {
-            Some(row) if is_pattern(point) => {
+        let (x, dim) = match (point, rows.iter().next()) {
+            (HookPoint::Block(_, BlockPoint::State), Some(row)) => {
+                if tokens.contains(&(row.tokens.end as u32 - 1)) {
+                    self.kept.entry(point).or_default().push(x.clone());
+                }
+                return Ok(None);
+            }
+            (HookPoint::Block(_, BlockPoint::Pattern), Some(row)) => {
                 tokens.iter_mut().for_each(|t| *t -= row.tokens.start as u32);
                 (x.clone(), 1)
             }

@@ -1,6 +1,6 @@
 //! Changes activations.
 
-use super::{BlockPoint, Hook, HookPoint, Tokens, by_token};
+use super::{Hook, HookPoint, Tokens, by_token};
 use crate::model::language::Rows;
 use candle_core::{Result, Tensor};
 
@@ -62,7 +62,7 @@ impl Hook for Edit {
     }
 
     fn visit(&mut self, point: HookPoint, x: &Tensor, rows: &Rows) -> Result<Option<Tensor>> {
-        if matches!(point, HookPoint::Block(_, BlockPoint::Pattern)) {
+        if point.is_of_row() {
             candle_core::bail!("{point} is changed by a hook of its own, not by an edit of tokens");
         }
         let tokens = self.tokens.of(rows);

@@ -5,8 +5,8 @@ use super::{
     names::{Layout, Names, NormSite, Stored},
 };
 use crate::model::language::{
-    Attention, AttentionConfig, Block, Config, Frequencies, LanguageModel, Linear, Mixer, MixerConfig, Mlp, MlpConfig,
-    MlpKind, MlpParts, Norm, NormConfig, NormKind, Placement, Projection, Sublayer,
+    Attention, AttentionConfig, Block, Config, Frequencies, LanguageModel, Linear, Mamba2, Mamba2Config, MambaParameters,
+    Mixer, MixerConfig, Mlp, MlpConfig, MlpKind, MlpParts, Norm, NormConfig, NormKind, Placement, Projection, Sizes, Sublayer,
 };
 use taskvec_kernels::Attend;
 
@@ -30,8 +30,12 @@ pub(super) fn assemble(config: Config, layout: Layout, weights: &dyn Weights) ->
         true => Linear::new(embedding.clone(), None),
         false => builder.unembedding()?,
     };
-    let MixerConfig::Attention(attention) = &config.mixer;
-    let rotary = attention.rotary.map(|rotary| Frequencies::new(rotary, attention.head));
+    let rotary = match &config.mixer {
+        MixerConfig::Attention(attention) => {
+            attention.rotary.as_ref().map(|rotary| Frequencies::new(rotary, attention.head))
+        }
+        MixerConfig::Mamba2(_) => None,
+    };
     let Builder { names, parameters, .. } = builder;
     parameters.finish(|name| names.is_harmless(name))?;
     Ok(LanguageModel { embedding, positions, rotary, blocks, norm, unembedding, config })
@@ -47,6 +51,7 @@ impl Builder<'_> {
     fn block(&mut self, i: usize) -> Result<Block, LoadError> {
         let mixer = match &self.config.mixer {
             MixerConfig::Attention(attention) => Mixer::Attention(self.attention(i, attention)?),
+            MixerConfig::Mamba2(mamba2) => Mixer::Mamba2(self.mamba2(i, mamba2)?),
         };
         let mixer = self.sublayer(i, mixer, NormSite::BeforeMixer, NormSite::AfterMixer)?;
         let mlp = match &self.config.mlp {
@@ -73,7 +78,7 @@ impl Builder<'_> {
         let width = self.config.width;
         let (q, kv) = (config.heads * config.head, config.groups * config.head);
         let mut linear = |projection, inputs, outputs, bias| {
-            self.linear(&self.names.attention(i, projection, outputs), inputs, bias)
+            self.linear(&self.names.attention(i, projection, config, outputs), inputs, bias)
         };
         let maps = [
             linear(Projection::Q, width, q, config.bias)?,
@@ -92,6 +97,33 @@ impl Builder<'_> {
         let [q, k, v, out] = maps;
         let (heads, groups, head, clip) = (config.heads, config.groups, config.head, config.clip);
         Ok(Attention { q, k, v, out, norms, heads, groups, head, clip, attend })
+    }
+
+    fn mamba2(&mut self, i: usize, config: &Mamba2Config) -> Result<Mamba2, LoadError> {
+        let (width, sizes) = (self.config.width, Sizes::of(config));
+        let (inner, mixed) = (sizes.inner(), sizes.mixed());
+        let maps = [
+            (Projection::MixerIn, width, inner + mixed + config.heads),
+            (Projection::MixerOut, inner, width),
+        ]
+        .map(|(projection, inputs, outputs)| {
+            self.linear(&self.names.mamba2_projection(i, projection, outputs), inputs, config.bias)
+        });
+        let mut get = |name, shape: &[usize]| self.parameters.get(&self.names.mamba2(i, name), shape);
+        let [input, output] = maps;
+        Ok(Mamba2::new(
+            config,
+            [input?, output?],
+            MambaParameters {
+                kernel: get("conv1d.weight", &[mixed, 1, config.kernel])?,
+                kernel_bias: if config.conv_bias { Some(get("conv1d.bias", &[mixed])?) } else { None },
+                step_bias: get("dt_bias", &[config.heads])?,
+                log_rate: get("A_log", &[config.heads])?,
+                skip: get("D", &[config.heads])?,
+                norm: get("norm.weight", &[inner])?,
+                epsilon: self.config.norm.epsilon,
+            },
+        )?)
     }
 
     fn mlp(&mut self, i: usize, config: &MlpConfig) -> Result<Mlp, LoadError> {

@@ -1,4 +1,4 @@
-//! From files to models: a folder as downloaded from the HuggingFace hub, or its copy in a hub cache.
+//! From files to models: a folder as downloaded from the HuggingFace hub, its copy in a hub cache, or a GGUF file.
 //!
 //! [`Files::find`] reads and checks what is small (configuration, headers of the weights), so that a wrong model is refused
 //! before anything large is read; [`Files::load`] reads the weights, one tensor after the other.
@@ -6,6 +6,7 @@
 mod assemble;
 mod config;
 mod error;
+pub mod gguf;
 mod identity;
 mod locate;
 mod names;
@@ -18,28 +19,39 @@ pub use weights::{Parameters, Weights};
 
 use crate::model::language::{Config, LanguageModel};
 use candle_core::{DType, Device};
+use gguf::Gguf;
 use names::{Layout, Names};
 use shards::Shards;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 use taskvec_model::spec::{FloatType, ModelIdentity};
 
 /// A model's files, found and looked into.
 pub struct Files {
-    folder: PathBuf,
+    source: Source,
     revision: Option<String>,
     config: Config,
     layout: Layout,
-    shards: Shards,
+}
+
+enum Source {
+    Folder { folder: PathBuf, shards: Shards },
+    Gguf(Box<Gguf>),
 }
 
 impl Files {
-    /// The files of a model: `path` is a folder, or a hub name (`owner/name`) of which a hub cache on this machine has a
-    /// copy; `revision` is a folder below it, or a branch, tag or commit of the cache.
+    /// The files of a model: `path` is a folder, a GGUF file, or a hub name (`owner/name`) of which a hub cache on this
+    /// machine has a copy; `revision` is a folder below it, or a branch, tag or commit of the cache.
     ///
     /// # Errors
     /// Where there is no such model (the error says what to place where), its architecture is not known, or its files are
     /// incomplete, damaged or do not belong together.
     pub fn find(path: &str, revision: Option<&str>) -> Result<Self, LoadError> {
+        if gguf::is_one(Path::new(path)) {
+            return Self::of_gguf(Path::new(path), revision);
+        }
         let folder = locate::folder(path, revision, &locate::hub_caches())?;
         let file = folder.join("config.json");
         if !file.is_file() {
@@ -47,32 +59,71 @@ impl Files {
             return Err(LoadError::BadFolder { path: folder, reason });
         }
         let (config, layout) = config::read(&file)?;
-        let files =
-            Self { shards: Shards::open(&folder)?, folder, revision: revision.map(str::to_owned), config, layout };
+        let source = Source::Folder { shards: Shards::open(&folder)?, folder };
+        let files = Self { source, revision: revision.map(str::to_owned), config, layout };
         if let Some(tokenizer) = files.tokenizer() {
             vocabulary::check(&tokenizer, files.config.vocabulary)?;
         }
         Ok(files)
     }
 
+    fn of_gguf(path: &Path, revision: Option<&str>) -> Result<Self, LoadError> {
+        if let Some(revision) = revision {
+            let (path, revision) = (path.to_owned(), revision.to_owned());
+            return Err(LoadError::NoRevision { path, revision, known: Vec::new() });
+        }
+        let gguf = Box::new(Gguf::open(path)?);
+        let (config, layout) = config::of(path, gguf.config())?;
+        Ok(Self { source: Source::Gguf(gguf), revision: None, config, layout })
+    }
+
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The folder all files are in.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// The folder all files are in; none where the model is one file.
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Folder { folder, .. } => Some(folder),
+            Source::Gguf(_) => None,
+        }
     }
 
-    /// `tokenizer.json`, where there is one.
+    /// The file that is all there is of the model, where it is one.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match &self.source {
+            Source::Folder { .. } => None,
+            Source::Gguf(gguf) => Some(gguf),
+        }
+    }
+
+    /// `tokenizer.json`, where there is one. The tokenizer of a GGUF file is within: see [`Gguf::tokenizer`].
     pub fn tokenizer(&self) -> Option<PathBuf> {
-        Some(self.folder.join("tokenizer.json")).filter(|path| path.is_file())
+        Some(self.folder()?.join("tokenizer.json")).filter(|path| path.is_file())
+    }
+
+    fn shapes(&self) -> &BTreeMap<String, Vec<usize>> {
+        match &self.source {
+            Source::Folder { shards, .. } => shards.shapes(),
+            Source::Gguf(gguf) => gguf.shapes(),
+        }
+    }
+
+    /// Everything that is read of the model.
+    fn paths(&self) -> Vec<PathBuf> {
+        match &self.source {
+            Source::Gguf(gguf) => vec![gguf.path().to_owned()],
+            Source::Folder { folder, shards } => {
+                let weights = shards.paths().map(Path::to_owned);
+                weights.chain([folder.join("config.json")]).chain(self.tokenizer()).collect()
+            }
+        }
     }
 
     /// Number of parameters; tied weights count once.
     pub fn parameters(&self) -> u64 {
-        let names = Names::new(self.layout, &self.config, |name| self.shards.shapes().contains_key(name));
-        let counted = self.shards.shapes().iter().filter(|(name, _)| !names.is_harmless(name));
+        let names = Names::new(self.layout, &self.config, |name| self.shapes().contains_key(name));
+        let counted = self.shapes().iter().filter(|(name, _)| !names.is_harmless(name));
         counted.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
 
@@ -87,12 +138,9 @@ impl Files {
     /// # Errors
     /// Where a file cannot be read.
     pub fn identity(&self) -> Result<ModelIdentity, LoadError> {
-        let mut files: Vec<PathBuf> = self.shards.paths().map(Path::to_owned).collect();
-        files.push(self.folder.join("config.json"));
-        files.extend(self.tokenizer());
         let config = &self.config;
         Ok(ModelIdentity {
-            digest: identity::digest(&files)?,
+            digest: identity::digest(&self.paths())?,
             arch: config.arch.to_owned(),
             layers: config.layers as u32,
             width: config.width as u32,
@@ -109,7 +157,11 @@ impl Files {
     /// # Errors
     /// Where a tensor is missing, left over or of another shape than config.json says, or cannot be read.
     pub fn load(&self, dtype: DType, device: &Device) -> Result<LanguageModel, LoadError> {
-        assemble::assemble(self.config.clone(), self.layout, &self.shards.reader(dtype, device))
+        let config = self.config.clone();
+        match &self.source {
+            Source::Folder { shards, .. } => assemble::assemble(config, self.layout, &shards.reader(dtype, device)),
+            Source::Gguf(gguf) => assemble::assemble(config, self.layout, &gguf.weights(dtype, device)),
+        }
     }
 }
 

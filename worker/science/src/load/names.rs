@@ -1,6 +1,6 @@
 //! What checkpoints call the parameters of a model.
 
-use crate::model::language::{AttentionConfig, Config, MixerConfig, MlpConfig, Placement, Projection};
+use crate::model::language::{AttentionConfig, Config, MlpConfig, Placement, Projection};
 use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub(super) enum Layout {
     Gpt2,
     /// OLMo-1 as its authors wrote it: queries, keys and values in one tensor, value and gate of the MLP in another.
     OlmoOriginal,
+    /// Mamba-2, as HuggingFace and its authors write it.
+    Mamba2,
 }
 
 /// A norm of a block.
@@ -40,27 +42,30 @@ pub(super) struct Names<'a> {
     layout: Layout,
     /// What comes before every name of the decoder: models saved without their head lack it.
     prefix: &'static str,
+    /// Of the embedding, without the prefix.
+    embedding: &'static str,
     config: &'a Config,
 }
 
 impl<'a> Names<'a> {
     /// `has` says whether the checkpoint has a tensor.
     pub(super) fn new(layout: Layout, config: &'a Config, has: impl Fn(&str) -> bool) -> Self {
-        let (long, short) = match layout {
-            Layout::Llama => ("model.", ""),
-            Layout::Gpt2 => ("transformer.", ""),
-            Layout::OlmoOriginal => ("model.transformer.", "transformer."),
+        // The last is what names are taken to be where none of them is there.
+        let known: &[(&str, &str)] = match layout {
+            Layout::Llama => &[("", "embed_tokens"), ("model.", "embed_tokens")],
+            Layout::Gpt2 => &[("", "wte"), ("transformer.", "wte")],
+            Layout::OlmoOriginal => &[("transformer.", "wte"), ("model.transformer.", "wte")],
+            // Its authors call the embedding in the singular.
+            Layout::Mamba2 => &[("", "embeddings"), ("backbone.", "embedding"), ("backbone.", "embeddings")],
         };
-        let mut names = Self { layout, prefix: short, config };
-        if !has(&names.embedding()) {
-            names.prefix = long;
-        }
-        names
+        let named = |&(prefix, embedding)| Self { layout, prefix, embedding, config };
+        let mut names = known.iter().map(named);
+        let (last, found) = (known[known.len() - 1], names.find(|names| has(&names.embedding())));
+        found.unwrap_or_else(|| named(&last))
     }
 
     pub(super) fn embedding(&self) -> String {
-        let name = if self.layout == Layout::Llama { "embed_tokens" } else { "wte" };
-        format!("{}{name}.weight", self.prefix)
+        format!("{}{}.weight", self.prefix, self.embedding)
     }
 
     pub(super) fn positions(&self) -> String {
@@ -68,7 +73,11 @@ impl<'a> Names<'a> {
     }
 
     pub(super) fn final_norm(&self) -> String {
-        let name = if self.layout == Layout::Llama { "norm" } else { "ln_f" };
+        let name = match self.layout {
+            Layout::Llama => "norm",
+            Layout::Gpt2 | Layout::OlmoOriginal => "ln_f",
+            Layout::Mamba2 => "norm_f",
+        };
         format!("{}{name}", self.prefix)
     }
 
@@ -76,13 +85,13 @@ impl<'a> Names<'a> {
     pub(super) fn unembedding(&self) -> String {
         match self.layout {
             Layout::OlmoOriginal => format!("{}ff_out", self.prefix),
-            Layout::Llama | Layout::Gpt2 => "lm_head".to_owned(),
+            Layout::Llama | Layout::Gpt2 | Layout::Mamba2 => "lm_head".to_owned(),
         }
     }
 
     fn block(&self, block: usize) -> String {
         let name = match self.layout {
-            Layout::Llama => "layers",
+            Layout::Llama | Layout::Mamba2 => "layers",
             Layout::Gpt2 => "h",
             Layout::OlmoOriginal => "blocks",
         };
@@ -95,6 +104,7 @@ impl<'a> Names<'a> {
             (_, NormSite::Keys) => "self_attn.k_norm",
             (Layout::Gpt2, NormSite::BeforeMixer) => "ln_1",
             (Layout::Gpt2, _) => "ln_2",
+            (Layout::Mamba2, _) => "norm",
             (_, NormSite::BeforeMixer) => "input_layernorm",
             (_, NormSite::AfterMixer) => "post_attention_layernorm",
             // Llama calls the norm before its MLP by what it comes after.
@@ -106,11 +116,16 @@ impl<'a> Names<'a> {
     }
 
     /// A projection of the attention.
-    pub(super) fn attention(&self, block: usize, projection: Projection, outputs: usize) -> Stored {
-        let MixerConfig::Attention(attention) = &self.config.mixer;
+    pub(super) fn attention(
+        &self,
+        block: usize,
+        projection: Projection,
+        attention: &AttentionConfig,
+        outputs: usize,
+    ) -> Stored {
         let block = self.block(block);
         match (self.layout, projection) {
-            (Layout::Llama, _) => Stored::whole(format!("{block}.self_attn.{projection}"), outputs),
+            (Layout::Llama | Layout::Mamba2, _) => Stored::whole(format!("{block}.self_attn.{projection}"), outputs),
             (Layout::OlmoOriginal, Projection::Out) => Stored::whole(format!("{block}.attn_out"), outputs),
             (Layout::OlmoOriginal, _) => fused_attention(format!("{block}.att_proj"), projection, attention),
             (Layout::Gpt2, Projection::Out) => Stored::whole(format!("{block}.attn.c_proj"), outputs).transposed(),
@@ -118,11 +133,21 @@ impl<'a> Names<'a> {
         }
     }
 
+    /// A parameter of a Mamba-2 mixer.
+    pub(super) fn mamba2(&self, block: usize, parameter: &str) -> String {
+        format!("{}.mixer.{parameter}", self.block(block))
+    }
+
+    /// A projection of Mamba-2's mixer.
+    pub(super) fn mamba2_projection(&self, block: usize, projection: Projection, outputs: usize) -> Stored {
+        Stored::whole(self.mamba2(block, projection.as_str()), outputs)
+    }
+
     /// A projection of the MLP.
     pub(super) fn mlp(&self, block: usize, projection: Projection, mlp: &MlpConfig, outputs: usize) -> Stored {
         let block = self.block(block);
         match (self.layout, projection) {
-            (Layout::Llama, _) => Stored::whole(format!("{block}.mlp.{projection}"), outputs),
+            (Layout::Llama | Layout::Mamba2, _) => Stored::whole(format!("{block}.mlp.{projection}"), outputs),
             (Layout::OlmoOriginal, Projection::Down) => Stored::whole(format!("{block}.ff_out"), outputs),
             (Layout::OlmoOriginal, _) => {
                 // The gate is the second half.

@@ -20,6 +20,14 @@ impl<'a> Fields<'a> {
         Self { path, map }
     }
 
+    /// An object within the file.
+    pub(super) fn inner<'b>(&self, map: &'b Map<String, Value>) -> Fields<'b>
+    where
+        'a: 'b,
+    {
+        Fields { path: self.path, map }
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.map.get(key).is_some_and(|v| !v.is_null())
     }
@@ -81,7 +89,7 @@ impl<'a> Fields<'a> {
         let new: Option<Map<String, Value>> = self.optional("rope_parameters")?;
         let old: Option<Map<String, Value>> = self.optional("rope_scaling")?;
         let parameters = new.or(old).unwrap_or_default();
-        let inner = Fields::new(self.path, &parameters);
+        let inner = self.inner(&parameters);
         inner.only("partial_rotary_factor", 1.0)?;
         // Transformers 5 keeps the base inside; where it is nowhere, transformers has 10 000 for all these models.
         let base = match inner.optional("rope_theta")? {
@@ -94,6 +102,8 @@ impl<'a> Fields<'a> {
         };
         let scaling = match kind.as_str() {
             "default" => RotaryScaling::None,
+            // Not of transformers: how GGUF files say it.
+            "factors" => RotaryScaling::Factors(inner.required("factors")?),
             "linear" => RotaryScaling::Linear { factor: inner.required("factor")? },
             "llama3" => RotaryScaling::Llama3 {
                 factor: inner.required("factor")?,

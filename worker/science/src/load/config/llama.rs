@@ -55,8 +55,10 @@ pub(super) fn olmo(fields: &Fields<'_>) -> Result<(Config, Layout), LoadError> {
     let (mut config, layout) = llama(fields)?;
     config.arch = "olmo";
     config.norm = NormConfig { kind: NormKind::LayerPlain, epsilon: 1e-5 };
-    let MixerConfig::Attention(attention) = &mut config.mixer;
-    attention.clip = fields.optional("clip_qkv")?;
+    let clip = fields.optional("clip_qkv")?;
+    if let Some(attention) = config.attention_mut() {
+        attention.clip = clip;
+    }
     Ok((config, layout))
 }
 
@@ -66,8 +68,9 @@ pub(super) fn olmo2(fields: &Fields<'_>) -> Result<(Config, Layout), LoadError> 
     config.arch = "olmo2";
     config.norm.epsilon = fields.or("rms_norm_eps", 1e-5)?;
     config.placement = Placement::After;
-    let MixerConfig::Attention(attention) = &mut config.mixer;
-    attention.norm = true;
+    if let Some(attention) = config.attention_mut() {
+        attention.norm = true;
+    }
     Ok((config, layout))
 }
 
@@ -88,12 +91,13 @@ pub(super) fn gemma2(fields: &Fields<'_>) -> Result<(Config, Layout), LoadError>
         mlp.kind = MlpKind::Gated(fields.activation("hidden_activation", "gelu_pytorch_tanh")?);
     }
     let windows = windows(fields, config.layers)?;
-    let MixerConfig::Attention(attention) = &mut config.mixer;
-    attention.head = fields.or("head_dim", 256)?;
-    attention.groups = fields.or("num_key_value_heads", 4)?;
-    attention.scale = fields.or("query_pre_attn_scalar", 256.0_f64)?.powf(-0.5);
-    attention.softcap = capped(fields, "attn_logit_softcapping", 50.0)?;
-    attention.windows = windows;
+    if let Some(attention) = config.attention_mut() {
+        attention.head = fields.or("head_dim", 256)?;
+        attention.groups = fields.or("num_key_value_heads", 4)?;
+        attention.scale = fields.or("query_pre_attn_scalar", 256.0_f64)?.powf(-0.5);
+        attention.softcap = capped(fields, "attn_logit_softcapping", 50.0)?;
+        attention.windows = windows;
+    }
     Ok((config, layout))
 }
 

@@ -96,7 +96,7 @@ impl Attention {
             Projection::K => Some(&mut self.k),
             Projection::V => Some(&mut self.v),
             Projection::Out => Some(&mut self.out),
-            Projection::Gate | Projection::Up | Projection::Down => None,
+            _ => None,
         }
     }
 }

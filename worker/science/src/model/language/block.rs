@@ -4,6 +4,7 @@ use super::{
     attention::Attention,
     cache::LayerState,
     linear::{Linear, Projection},
+    mamba2::Mamba2,
     mlp::Mlp,
     norm::Norm,
     pass::Pass,
@@ -28,6 +29,7 @@ pub(crate) struct Sublayer<T> {
 /// What moves information between tokens.
 pub(crate) enum Mixer {
     Attention(Attention),
+    Mamba2(Mamba2),
 }
 
 impl Block {
@@ -42,7 +44,7 @@ impl Block {
         let at = |point| HookPoint::Block(index, point);
         let x = pass.hook.visit(at(BlockPoint::ResidPre), x.clone())?;
         let added = self.mixer.added(&x, |mixer, x| mixer.forward(x, index, cache, pass))?;
-        let mut x = (x + pass.hook.visit(at(BlockPoint::AttnOut), added)?)?;
+        let mut x = (x + pass.hook.visit(at(self.mixer.inner.out()), added)?)?;
         if let Some(mlp) = &self.mlp {
             x = pass.hook.visit(at(BlockPoint::ResidMid), x)?;
             let added = mlp.added(&x, Mlp::forward)?;
@@ -53,8 +55,11 @@ impl Block {
 
     /// One of the block's linear maps, where it has it.
     pub fn linear_mut(&mut self, projection: Projection) -> Option<&mut Linear> {
-        let Mixer::Attention(attention) = &mut self.mixer.inner;
-        match attention.linear_mut(projection) {
+        let found = match &mut self.mixer.inner {
+            Mixer::Attention(attention) => attention.linear_mut(projection),
+            Mixer::Mamba2(mamba2) => mamba2.linear_mut(projection),
+        };
+        match found {
             None => self.mlp.as_mut().and_then(|mlp| mlp.inner.linear_mut(projection)),
             found => found,
         }
@@ -73,12 +78,23 @@ impl<T> Sublayer<T> {
 }
 
 impl Mixer {
+    /// Where what it adds can be seen.
+    fn out(&self) -> BlockPoint {
+        match self {
+            Self::Attention(_) => BlockPoint::AttnOut,
+            Self::Mamba2(_) => BlockPoint::MixerOut,
+        }
+    }
+
     fn forward(&self, x: &Tensor, block: usize, cache: Option<&mut LayerState>, pass: &mut Pass<'_>) -> Result<Tensor> {
         match (self, cache) {
             (Self::Attention(attention), None) => attention.forward(x, block, None, pass),
             (Self::Attention(attention), Some(LayerState::Attention(keys))) => {
                 attention.forward(x, block, Some(keys), pass)
             }
+            (Self::Mamba2(mamba2), None) => mamba2.forward(x, block, None, pass),
+            (Self::Mamba2(mamba2), Some(LayerState::Recurrent(states))) => mamba2.forward(x, block, Some(states), pass),
+            _ => candle_core::bail!("the cache is that of another model"),
         }
     }
 }

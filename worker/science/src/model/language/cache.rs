@@ -1,9 +1,12 @@
 //! What a model keeps of the tokens it has seen, so that rows can go on without seeing them again.
 //!
-//! Every layer has one slab of keys and one of values, (M, G, D): first what several rows share, then as much room for
+//! Every layer with attention has one slab of keys and one of values, (M, G, D): first what several rows share, then as much room for
 //! every row. Rows may be of any length, leave, be cut back to an earlier length, or branch from a common beginning.
 
-use super::batch::{Batch, Rows};
+use super::{
+    batch::{Batch, Rows},
+    mamba2::State,
+};
 use candle_core::{DType, Device, Result, Tensor};
 use std::{collections::BTreeMap, ops::Range};
 use taskvec_kernels::Span;
@@ -24,6 +27,16 @@ pub struct Cache {
 /// What one layer keeps.
 pub(crate) enum LayerState {
     Attention(Keys),
+    Recurrent(Recurrent),
+}
+
+/// The states of one layer's rows.
+pub(crate) struct Recurrent {
+    /// Whose they are, in their order: the slots of rows.
+    slots: Vec<usize>,
+    state: State,
+    /// Those after the tokens of a pass that is not through.
+    next: Option<State>,
 }
 
 /// Slabs of one layer's keys and values, both (M, G, D).
@@ -88,7 +101,8 @@ impl Cache {
         }
         let moves: Vec<Move> =
             places.iter().flat_map(|(&parent, place)| self.moves(&self.rows[parent], place.start)).collect();
-        let layers = self.layers.iter().map(|layer| layer.moved(&moves, shared)).collect::<Result<_>>()?;
+        let slots: Vec<usize> = parents.iter().map(|&parent| self.rows[parent].slot).collect();
+        let layers = self.layers.iter().map(|layer| layer.moved(&moves, shared, &slots)).collect::<Result<_>>()?;
         let row = |(i, parent)| CachedRow { index: i, slot: i, prefix: places[parent].clone(), own: 0 };
         Ok(Self { rows: parents.iter().enumerate().map(row).collect(), shared, capacity: 0, layers })
     }
@@ -96,9 +110,12 @@ impl Cache {
     /// Forgets all of a row but its first `len` tokens, so that it can be continued in another way.
     ///
     /// # Errors
-    /// Where the row has fewer tokens, or shares more with others.
+    /// Where the row has fewer tokens, or shares more with others, or where the model keeps states, which have no way back.
     pub fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
         let row = &mut self.rows[row];
+        if len != row.len() && self.layers.iter().any(|layer| matches!(layer, LayerState::Recurrent(_))) {
+            candle_core::bail!("a row of {} tokens cannot be cut back to {len}: its state has no way back", row.len());
+        }
         if len > row.len() || len < row.prefix.len() {
             candle_core::bail!(
                 "a row of {} tokens, {} of them shared, cannot be cut back to {len}",
@@ -127,6 +144,12 @@ impl Cache {
         let rows = Rows::new(rows);
         let needed = (self.rows.iter().zip(rows.iter())).map(|(kept, row)| kept.own + row.tokens.len());
         self.make_room(needed.max().unwrap_or(0))?;
+        let slots: Vec<usize> = self.rows.iter().map(|row| row.slot).collect();
+        for layer in &mut self.layers {
+            if let LayerState::Recurrent(states) = layer {
+                *states = states.arranged(&slots)?;
+            }
+        }
         let span = |(kept, row): (&CachedRow, &super::batch::Row)| {
             let from = self.room(kept.slot);
             let keys = from..from + kept.own + row.tokens.len();
@@ -140,6 +163,11 @@ impl Cache {
     pub(crate) fn keep(&mut self, rows: &Rows) {
         for (kept, row) in self.rows.iter_mut().zip(rows.iter()) {
             kept.own += row.tokens.len();
+        }
+        for layer in &mut self.layers {
+            if let LayerState::Recurrent(states) = layer {
+                states.state = states.next.take().unwrap_or_else(|| states.state.clone());
+            }
         }
     }
 
@@ -160,7 +188,8 @@ impl Cache {
             moves.push(Move { from: from..from + row.own, to: self.shared + slot * capacity });
         }
         let size = self.shared + self.rows.len() * capacity;
-        self.layers = self.layers.iter().map(|layer| layer.moved(&moves, size)).collect::<Result<_>>()?;
+        let slots: Vec<usize> = self.rows.iter().map(|row| row.slot).collect();
+        self.layers = self.layers.iter().map(|layer| layer.moved(&moves, size, &slots)).collect::<Result<_>>()?;
         self.rows.iter_mut().enumerate().for_each(|(slot, row)| row.slot = slot);
         self.capacity = capacity;
         Ok(())
@@ -181,8 +210,10 @@ struct Move {
 }
 
 impl LayerState {
-    fn moved(&self, moves: &[Move], size: usize) -> Result<Self> {
+    /// Slabs of `size` tokens with these parts of the old ones, and states of these slots, which are counted anew.
+    fn moved(&self, moves: &[Move], size: usize, slots: &[usize]) -> Result<Self> {
         match self {
+            Self::Recurrent(states) => Ok(Self::Recurrent(Recurrent::new(states.arranged(slots)?.state, slots.len()))),
             Self::Attention(Keys { k, v }) => {
                 Ok(Self::Attention(Keys { k: moved(k, moves, size)?, v: moved(v, moves, size)? }))
             }
@@ -198,6 +229,36 @@ fn moved(slab: &Tensor, moves: &[Move], size: usize) -> Result<Tensor> {
         new.slice_set(&slab.narrow(0, from.start, from.len())?, 0, *to)?;
     }
     Ok(new)
+}
+
+impl Recurrent {
+    /// The states of slots 0, 1, ….
+    pub(crate) fn new(state: State, rows: usize) -> Self {
+        Self { slots: (0..rows).collect(), state, next: None }
+    }
+
+    /// The states of these slots in this order.
+    fn arranged(&self, slots: &[usize]) -> Result<Self> {
+        if self.slots == slots {
+            return Ok(Self { slots: self.slots.clone(), state: self.state.clone(), next: None });
+        }
+        let place = |slot| match self.slots.iter().position(|s| s == slot) {
+            Some(place) => Ok(place as u32),
+            None => candle_core::bail!("no state is kept for slot {slot}"),
+        };
+        let places = slots.iter().map(place).collect::<Result<Vec<_>>>()?;
+        Ok(Self { slots: slots.to_vec(), state: self.state.select(&places)?, next: None })
+    }
+
+    /// Of each row of the pass, before its tokens.
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What the states become once the pass is through.
+    pub(crate) fn advance(&mut self, next: State) {
+        self.next = Some(next);
+    }
 }
 
 impl Keys {

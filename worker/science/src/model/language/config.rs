@@ -5,7 +5,7 @@ use taskvec_kernels::Activation;
 /// A decoder: embedding, blocks that add to a residual stream, a norm and the unembedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// `llama`, `gemma2`, `olmo`, `olmo2` or `gpt2`.
+    /// `llama`, `gemma2`, `olmo`, `olmo2`, `gpt2` or `mamba2`.
     pub arch: &'static str,
     /// Number of blocks, L.
     pub layers: usize,
@@ -73,6 +73,7 @@ pub enum Placement {
 #[derive(Clone, Debug, PartialEq)]
 pub enum MixerConfig {
     Attention(AttentionConfig),
+    Mamba2(Mamba2Config),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -100,21 +101,46 @@ pub struct AttentionConfig {
     pub rotary: Option<RotaryConfig>,
 }
 
-/// Rotary positions: element i of a head turns by `position · θ^(−2i/D)` together with element i + D/2.
+/// A selective state space (Dao and Gu 2024), after a short convolution and under a gate.
 #[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mamba2Config {
+    /// Heads, H.
+    pub heads: usize,
+    /// Elements of a head, P.
+    pub head: usize,
+    /// Length of the state of each of them, S.
+    pub state: usize,
+    /// Groups of heads that share what is written and read, and that the gated norm norms by themselves, G; divides H.
+    pub groups: usize,
+    /// How many tokens, its own included, the convolution sees.
+    pub kernel: usize,
+    /// Have the projections in and out a bias?
+    pub bias: bool,
+    /// Has the convolution a bias?
+    pub conv_bias: bool,
+    /// Smallest and largest time step; the second may be infinite.
+    pub steps: (f64, f64),
+    /// Is the residual stream in f32, whatever the weights are in?
+    pub wide_residual: bool,
+}
+
+/// Rotary positions: element i of a head turns by `position · θ^(−2i/D)` together with element i + D/2.
+#[derive(Clone, Debug, PartialEq)]
 pub struct RotaryConfig {
     /// θ.
     pub base: f64,
     pub scaling: RotaryScaling,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RotaryScaling {
     None,
     /// Every frequency divided by a factor.
     Linear {
         factor: f64,
     },
+    /// Each frequency divided by a factor of its own.
+    Factors(Vec<f32>),
     /// Llama 3.1: low frequencies divided by a factor, high ones kept, a ramp between.
     Llama3 {
         factor: f64,
@@ -145,6 +171,15 @@ impl Config {
     pub fn heads(&self) -> Option<usize> {
         match &self.mixer {
             MixerConfig::Attention(attention) => Some(attention.heads),
+            MixerConfig::Mamba2(_) => None,
+        }
+    }
+
+    /// Its attention; none in a model without.
+    pub(crate) fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
+        match &mut self.mixer {
+            MixerConfig::Attention(attention) => Some(attention),
+            MixerConfig::Mamba2(_) => None,
         }
     }
 }

@@ -31,7 +31,7 @@ impl Linear {
     }
 }
 
-/// The linear maps of a block with attention, named as in HuggingFace's Llama.
+/// The linear maps of a block, named as in HuggingFace's Llama and Mamba-2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Projection {
     Q,
@@ -42,10 +42,24 @@ pub enum Projection {
     Gate,
     Up,
     Down,
+    /// Mamba-2: from the residual stream into the mixer.
+    MixerIn,
+    /// Mamba-2: from the mixer back.
+    MixerOut,
 }
 
 impl Projection {
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::Out, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 9] = [
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::Out,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+        Self::MixerIn,
+        Self::MixerOut,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -56,6 +70,8 @@ impl Projection {
             Self::Gate => "gate_proj",
             Self::Up => "up_proj",
             Self::Down => "down_proj",
+            Self::MixerIn => "in_proj",
+            Self::MixerOut => "out_proj",
         }
     }
 }

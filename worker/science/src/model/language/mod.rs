@@ -10,6 +10,7 @@ mod cache;
 mod config;
 mod generate;
 mod linear;
+mod mamba2;
 mod mlp;
 mod norm;
 mod pass;
@@ -19,7 +20,7 @@ pub use batch::{Batch, EmptyRow, Row, Rows};
 pub use block::Block;
 pub use cache::Cache;
 pub use config::{
-    AttentionConfig, Config, Embedding, MixerConfig, MlpConfig, MlpKind, NormConfig, NormKind, Placement, RotaryConfig,
+    AttentionConfig, Config, Embedding, Mamba2Config, MixerConfig, MlpConfig, MlpKind, NormConfig, NormKind, Placement, RotaryConfig,
     RotaryScaling, Unembedding,
 };
 pub use generate::{generate, go_on};
@@ -28,6 +29,7 @@ pub use linear::{Linear, Projection};
 pub(crate) use self::{
     attention::Attention,
     block::{Mixer, Sublayer},
+    mamba2::{Mamba2, Parameters as MambaParameters, Sizes},
     mlp::{Kind as MlpParts, Mlp},
     norm::Norm,
     pass::Pass,
@@ -38,8 +40,9 @@ use crate::{
     ScienceError,
     hook::{Hook, HookPoint, Visitor, reborrow},
 };
-use cache::{Keys, LayerState};
+use cache::{Keys, LayerState, Recurrent};
 use candle_core::{DType, Device, Result, Tensor};
+use mamba2::State;
 use norm::wide;
 use taskvec_kernels::Span;
 
@@ -93,6 +96,10 @@ impl LanguageModel {
             MixerConfig::Attention(a) => {
                 Keys::new(a.groups, a.head, self.dtype(), self.device()).map(LayerState::Attention)
             }
+            MixerConfig::Mamba2(m) => {
+                let state = State::zeros(m, rows, wide(self.dtype()), self.device());
+                state.map(|state| LayerState::Recurrent(Recurrent::new(state, rows)))
+            }
         };
         Ok(Cache::new(rows, (0..self.config.layers).map(layer).collect::<Result<_>>()?))
     }
@@ -139,7 +146,7 @@ impl LanguageModel {
     /// What the final norm and the unembedding make of states of the residual stream, (…, d) to (…, V) in f32 at least:
     /// of the last block's, the model's predictions; of earlier ones, the logit lens.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        let logits = self.unembedding.forward(&self.norm.forward(states)?)?.to_dtype(wide(states.dtype()))?;
+        let logits = self.unembedding.forward(&self.norm.forward(states)?.to_dtype(self.dtype())?)?.to_dtype(wide(states.dtype()))?;
         match self.config.unembedding.softcap {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),
@@ -164,6 +171,9 @@ impl LanguageModel {
         let mut x = self.embedding.index_select(&Tensor::new(tokens, self.device())?, 0)?;
         if let Some(scale) = self.config.embedding.scale {
             x = x.broadcast_mul(&Tensor::new(scale, self.device())?.to_dtype(x.dtype())?)?;
+        }
+        if matches!(self.config.mixer, MixerConfig::Mamba2(Mamba2Config { wide_residual: true, .. })) {
+            x = x.to_dtype(wide(x.dtype()))?;
         }
         if let Some(table) = &self.positions {
             let positions: Vec<u32> = pass.hook.rows().positions().map(|p| p as u32).collect();

@@ -11,9 +11,9 @@ use taskvec_kernels::Rotary;
 pub(crate) struct Frequencies(Vec<f32>);
 
 impl Frequencies {
-    pub(crate) fn new(config: RotaryConfig, head: usize) -> Self {
+    pub(crate) fn new(config: &RotaryConfig, head: usize) -> Self {
         let plain = (0..head / 2).map(|i| (1.0 / config.base.powf((2 * i) as f64 / head as f64)) as f32);
-        Self(plain.map(|f| scaled(f64::from(f), config.scaling) as f32).collect())
+        Self(plain.enumerate().map(|(i, f)| scaled(i, f64::from(f), &config.scaling) as f32).collect())
     }
 
     /// Cosines and sines for tokens at `positions`, (N, D/2) in `dtype`.
@@ -35,10 +35,12 @@ impl Frequencies {
     }
 }
 
-fn scaled(frequency: f64, scaling: RotaryScaling) -> f64 {
+/// What becomes of frequency `i`.
+fn scaled(i: usize, frequency: f64, scaling: &RotaryScaling) -> f64 {
     match scaling {
         RotaryScaling::None => frequency,
         RotaryScaling::Linear { factor } => frequency / factor,
+        RotaryScaling::Factors(factors) => frequency / f64::from(factors[i]),
         RotaryScaling::Llama3 { factor, low, high, original_context } => {
             // Turns that a pair of elements makes within the original context: few for low frequencies.
             let turns = original_context * frequency / TAU;
