@@ -2,11 +2,30 @@
 
 use std::{cell::RefCell, sync::Arc};
 use taskvec_model::spec::{Family, ModelIdentity};
-use taskvec_sweep::{Files, NoFiles};
+use taskvec_science::{load, task};
+use taskvec_sweep::Files;
 
 /// What this process can look at.
 pub fn seen() -> Arc<dyn Files + Send + Sync> {
-    Arc::new(NoFiles)
+    Arc::new(Here)
+}
+
+/// The files of this machine.
+#[derive(Debug)]
+struct Here;
+
+impl Files for Here {
+    fn model(&self, path: &str, revision: Option<&str>) -> Result<ModelIdentity, String> {
+        load::identify(path, revision).map_err(|e| e.to_string())
+    }
+
+    fn revisions(&self, path: &str, pattern: &str) -> Result<Vec<String>, String> {
+        load::revisions(path, pattern).map_err(|e| e.to_string())
+    }
+
+    fn data(&self, family: &Family) -> Result<Family, String> {
+        task::identify(family).map_err(|e| e.to_string())
+    }
 }
 
 /// Passes questions on, and remembers the first that had no answer: a client may plan where the models are not.

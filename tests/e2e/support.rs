@@ -1,7 +1,7 @@
 //! A stack of real processes in a temporary folder, and a few ways to hurt it.
 
-use rustix::process::{Pid, kill_process};
 pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
 use serde_json::Value;
 use std::{
     fs,

@@ -7,7 +7,10 @@ use crate::{
     tokenizer::Tokenizer,
 };
 use candle_core::Device;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 use taskvec_model::{
     id::Digest,
     spec::{FloatType, PretrainedSpec},
@@ -40,10 +43,20 @@ impl Models {
         }
         // Before the next one is read, so that memory need not hold both.
         *last = None;
-        let tokenizer = Tokenizer::from_folder(files.folder())?;
+        let tokenizer = tokenizer(&files)?;
         let model = files.load(load::dtype(spec.dtype), &Device::Cpu)?;
         let reader = Arc::new(Reader { model, tokenizer });
         *last = Some((key, Arc::clone(&reader)));
         Ok(reader)
+    }
+}
+
+fn tokenizer(files: &Files) -> Result<Tokenizer, ScienceError> {
+    match (files.gguf(), files.folder()) {
+        (Some(gguf), _) => {
+            let found = gguf.tokenizer()?;
+            Ok(Tokenizer::new(found.tokenizer, None, found.ends)?)
+        }
+        (None, folder) => Ok(Tokenizer::from_folder(folder.unwrap_or(Path::new("")))?),
     }
 }

@@ -56,7 +56,10 @@ fn tensors_are_those_of_the_checkpoint() {
             let tolerance = if changed { 1e-6 } else { 0.0 };
             assert!(error(&ours, theirs) <= tolerance, "{name}: {tensor}");
             let last = theirs.dim(0).unwrap() - 1..theirs.dim(0).unwrap();
-            assert_eq!(flat(&weights.read(tensor, last.clone()).unwrap()), flat(&ours.narrow(0, last.start, 1).unwrap()));
+            assert_eq!(
+                flat(&weights.read(tensor, last.clone()).unwrap()),
+                flat(&ours.narrow(0, last.start, 1).unwrap())
+            );
         }
     }
 }
@@ -108,7 +111,8 @@ fn every_type_of_quantisation_gives_its_values() {
         let weights = gguf.weights(DType::F32, &Device::Cpu);
         let module = names[kind].strip_prefix("blk.").unwrap();
         let (block, module) = module.split_once('.').unwrap();
-        let tensor = weights.shapes().keys().find(|t| t.starts_with(&format!("model.layers.{block}.")) && matches(t, module));
+        let tensor =
+            weights.shapes().keys().find(|t| t.starts_with(&format!("model.layers.{block}.")) && matches(t, module));
         let ours = weights.read(tensor.unwrap(), 0..3).unwrap();
         assert!(error(&ours, theirs) < 1e-6, "{kind} is off by {:e}", error(&ours, theirs));
         let rows = weights.read(tensor.unwrap(), 1..3).unwrap();
@@ -202,8 +206,12 @@ fn typed(folder: &common::Folder, number: u32) -> PathBuf {
     let tensor = QTensor::quantize(&zeros, GgmlDType::F32).unwrap();
     let arch = Value::String("llama".into());
     let name = "token_embd.weight";
-    gguf_file::write(&mut std::fs::File::create(&path).unwrap(), &[("general.architecture", &arch)], &[(name, &tensor)])
-        .unwrap();
+    gguf_file::write(
+        &mut std::fs::File::create(&path).unwrap(),
+        &[("general.architecture", &arch)],
+        &[(name, &tensor)],
+    )
+    .unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     // After the name: the number of dimensions, two dimensions, then the type.
     let at = bytes.windows(name.len()).position(|w| w == name.as_bytes()).unwrap() + name.len() + 4 + 16;

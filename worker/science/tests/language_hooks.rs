@@ -100,7 +100,7 @@ fn what_is_added_makes_the_residual_stream() {
 fn patterns_sum_to_one_and_read_the_values() {
     for name in MODELS {
         let (model, batch) = (language::load(name), Expected::of(name).batch());
-        let MixerConfig::Attention(attention) = model.config().mixer.clone();
+        let MixerConfig::Attention(attention) = model.config().mixer.clone() else { panic!("it has attention") };
         let mut kept = everything(&model, &batch);
         for block in 0..model.config().layers {
             let at = |point| HookPoint::Block(block, point);
@@ -167,7 +167,7 @@ fn patching_one_row_leaves_the_others_alone() {
 
 /// What is added to one token's state.
 fn shape_of(model: &LanguageModel, point: HookPoint) -> Tensor {
-    let MixerConfig::Attention(a) = model.config().mixer.clone();
+    let MixerConfig::Attention(a) = model.config().mixer.clone() else { panic!("it has attention") };
     let elements = match point {
         HookPoint::Block(_, BlockPoint::Q | BlockPoint::Z) => a.heads * a.head,
         HookPoint::Block(_, BlockPoint::K | BlockPoint::V) => a.groups * a.head,

@@ -65,7 +65,9 @@ fn logits_states_and_everything_between_agree() {
     for name in NAMES {
         let fixture = Fixture::open(name);
         let mixer = |block| HookPoint::Block(block, BlockPoint::MixerOut);
-        let points = (0..=fixture.layers()).map(HookPoint::hidden).chain((0..fixture.layers()).flat_map(|i| [mixer(i), state(i)]));
+        let points = (0..=fixture.layers())
+            .map(HookPoint::hidden)
+            .chain((0..fixture.layers()).flat_map(|i| [mixer(i), state(i)]));
         let mut capture = Capture::new(points, Tokens::all());
         let logits = fixture.model.forward(&fixture.batch(), None, Some(&mut capture), Logits::All).unwrap().unwrap();
         let check = |what: String, ours: &Tensor| {
@@ -182,7 +184,10 @@ fn a_row_goes_on_with_the_state_it_is_given() {
     let nothing: Vec<Tensor> = states.iter().map(|s| s.zeros_like().unwrap()).collect();
     fixture.model.forward(&rows, Some(&mut cache), Some(&mut Exchange(&nothing)), Logits::None).unwrap();
     let emptied = fixture.model.forward(&next, Some(&mut cache), None, Logits::Last).unwrap().unwrap();
-    assert!(error(&emptied.get(0).unwrap(), &emptied.get(1).unwrap()) > 1e-2, "row 0 has lost its state, row 1 has not");
+    assert!(
+        error(&emptied.get(0).unwrap(), &emptied.get(1).unwrap()) > 1e-2,
+        "row 0 has lost its state, row 1 has not"
+    );
 
     let mut cache = fixture.model.cache(2).unwrap();
     fixture.model.forward(&rows, Some(&mut cache), Some(&mut Exchange(&states)), Logits::None).unwrap();

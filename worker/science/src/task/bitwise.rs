@@ -75,7 +75,7 @@ pub(super) fn tasks(digits: u32, seed: u64) -> (Vec<Task>, Counts) {
         let instruction = if name == "Null" { "Random digits" } else { name };
         Task::new(name, instruction, items.zip(test.iter().map(|&t| Split::of(t))))
     };
-    let tasks = Family::Bitwise { digits }.latent_tasks().unwrap_or_default().iter().map(task).collect();
+    let tasks = Family::Bitwise { digits }.latent_tasks().iter().map(task).collect();
     let test = test.iter().filter(|&&t| t).count();
     let n = pairs.len();
     (tasks, Counts { read: n, kept: n, repeated: 0, train: n - test, test })

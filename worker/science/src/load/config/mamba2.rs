@@ -3,9 +3,7 @@
 use super::{fields::Fields, special};
 use crate::{
     load::{LoadError, names::Layout},
-    model::language::{
-        Config, Embedding, Mamba2Config, MixerConfig, NormConfig, NormKind, Placement, Unembedding,
-    },
+    model::language::{Config, Embedding, Mamba2Config, MixerConfig, NormConfig, NormKind, Placement, Unembedding},
 };
 use serde_json::{Map, Value};
 use taskvec_kernels::Activation;
@@ -49,7 +47,9 @@ pub(super) fn read_original(fields: &Fields<'_>) -> Result<(Config, Layout), Loa
             None => 0,
         };
         if found != wanted {
-            return Err(fields.bad(format!("`{key}` is there; models that mix Mamba-2 with attention or an MLP are not built here")));
+            return Err(fields.bad(format!(
+                "`{key}` is there; models that mix Mamba-2 with attention or an MLP are not built here"
+            )));
         }
     }
     fields.only("rms_norm", true)?;
