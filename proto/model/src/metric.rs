@@ -30,9 +30,24 @@ pub struct Metrics {
 
 impl Metrics {
     pub fn rows(&self) -> usize {
-        let synthetic = self.baselines.len() + self.td_bound.len();
-        let natural = self.td_pairs.len() + self.lens.len();
-        self.train_loss.len() + self.icl.len() + self.td.len() + self.interventions.len() + synthetic + natural
+        let Self { train_loss, icl, baselines, td, td_bound, td_pairs, interventions, lens } = self;
+        let synthetic = baselines.len() + td_bound.len();
+        let natural = td_pairs.len() + lens.len();
+        train_loss.len() + icl.len() + td.len() + interventions.len() + synthetic + natural
+    }
+
+    /// Adds the rows of `more` after these.
+    pub fn append(&mut self, more: Self) {
+        // Taken apart, so that no table can be forgotten.
+        let Self { train_loss, icl, baselines, td, td_bound, td_pairs, interventions, lens } = more;
+        self.train_loss.extend(train_loss);
+        self.icl.extend(icl);
+        self.baselines.extend(baselines);
+        self.td.extend(td);
+        self.td_bound.extend(td_bound);
+        self.td_pairs.extend(td_pairs);
+        self.interventions.extend(interventions);
+        self.lens.extend(lens);
     }
 }
 

@@ -277,11 +277,7 @@ impl Life {
     fn produced(&self, metrics: Metrics, kept: Kept) -> Produced {
         let mut all = self.assignment.handover.as_ref().map(|h| h.produced.clone()).unwrap_or_default();
         all.metrics.train_loss.extend(kept.train_loss);
-        all.metrics.train_loss.extend(metrics.train_loss);
-        all.metrics.icl.extend(metrics.icl);
-        all.metrics.baselines.extend(metrics.baselines);
-        all.metrics.td.extend(metrics.td);
-        all.metrics.td_bound.extend(metrics.td_bound);
+        all.metrics.append(metrics);
         all.checkpoints.extend(kept.checkpoints);
         all
     }

@@ -239,3 +239,72 @@ fn go_on_from(
     let logits = model.forward(&batch, Some(&mut cache), Some(hook), Logits::Last)?;
     Ok(Begun { cache, logits: logits.expect("logits were asked for") })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Files;
+    use candle_core::{D, DType};
+    use taskvec_model::spec::{PatchPositions, Site};
+
+    fn prompt(tokens: Vec<u32>, x_sites: Vec<usize>) -> Prompt {
+        Prompt {
+            series: Series { task: 0, split: Split::Test, shots: 1, replicate: 0 },
+            index: 0,
+            text: String::new(),
+            tokens,
+            answer: String::new(),
+            answer_tokens: Vec::new(),
+            x_sites,
+            y_sites: Vec::new(),
+            most_generated: 1,
+        }
+    }
+
+    /// Logits of each prompt passed whole and alone, with a change after `layer` at its `sites`.
+    fn alone(model: &LanguageModel, prompt: &Prompt, layer: usize, sites: &[usize], change: Option<&Change>) -> Tensor {
+        let batch = Batch::new([&prompt.tokens]).unwrap();
+        let mut edit = change
+            .map(|change| Edit::new(HookPoint::hidden(layer), Tokens::by_row([(0, sites.to_vec())]), change.clone()));
+        let hook = edit.as_mut().map(|e| e as &mut dyn Hook);
+        model.forward(&batch, None, hook, Logits::Last).unwrap().unwrap()
+    }
+
+    #[test]
+    fn variants_that_share_a_beginning_are_what_each_is_alone() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/language/llama");
+        let model = Files::find(folder, None).unwrap().load(DType::F32, &Device::Cpu).unwrap();
+        let prompts = [prompt(vec![3, 1, 4, 1, 5, 9, 2], vec![2, 6]), prompt(vec![6, 5, 3, 5], vec![1, 3])];
+        let values = |from: f64| {
+            let values: Vec<f64> = (0..model.config().width).map(|i| (from + i as f64).sin()).collect();
+            Tensor::new(values, &Device::Cpu).unwrap()
+        };
+        let changes = [(1, Change::Replace(values(0.0))), (2, Change::Add(values(1.0)))];
+        for positions in [PatchPositions::Last, PatchPositions::All] {
+            let sites: Vec<Vec<usize>> =
+                prompts.iter().map(|p| pass::tokens_of(Site::X, positions, p).unwrap()).collect();
+            let mut edits: Vec<Edit> = (changes.iter().enumerate())
+                .map(|(v, (layer, change))| {
+                    let by_row = sites.iter().enumerate().map(|(i, s)| (2 * (1 + v) + i, s.clone()));
+                    Edit::new(HookPoint::hidden(*layer), Tokens::by_row(by_row), change.clone())
+                })
+                .collect();
+            let mut hook = Chain(edits.iter_mut().map(|e| e as &mut dyn Hook).collect());
+            let first: Vec<usize> = sites.iter().map(|s| s[0]).collect();
+            let begun = go_on_from(&model, &prompts, &first, &[0, 1, 0, 1, 0, 1], &mut hook).unwrap();
+            for row in 0..6 {
+                let change = (row / 2).checked_sub(1).map(|v| &changes[v]);
+                let (layer, change) = change.map_or((0, None), |(layer, change)| (*layer, Some(change)));
+                let want = alone(&model, &prompts[row % 2], layer, &sites[row % 2], change);
+                let got = begun.logits.narrow(0, row, 1).unwrap();
+                let off = (got - &want).unwrap().abs().unwrap().max(D::Minus1).unwrap().max(0).unwrap();
+                assert!(off.to_scalar::<f32>().unwrap() < 1e-5, "row {row}");
+                if change.is_some() {
+                    let plain = alone(&model, &prompts[row % 2], 0, &[], None);
+                    let moved = (plain - want).unwrap().abs().unwrap().max(D::Minus1).unwrap().max(0).unwrap();
+                    assert!(moved.to_scalar::<f32>().unwrap() > 1e-3, "row {row}: the change has no effect");
+                }
+            }
+        }
+    }
+}
