@@ -12,8 +12,8 @@ pub use analysis::{AnalysisSpec, At, EvaluateSpec, IclSpec, Layers, Site, TdSpec
 pub use data::{DataSpec, Overlap, SparseLinear, YChannel};
 pub use model::{Arch, InitSpec, ModelSpec};
 pub use natural::{
-    Corpus, DataFile, Evaluate, Family, Finetune, FloatType, Instruction, InterventionSpec, LensSpec, LoraLayers, LoraSpec,
-    ModelIdentity, NaturalAnalysis, NaturalIcl, NaturalSpec, NaturalTd, PatchLayers, PatchMode, PatchPairs,
+    Corpus, DataFile, Evaluate, Family, Finetune, FloatType, Instruction, InterventionSpec, LensSpec, LoraLayers,
+    LoraSpec, ModelIdentity, NaturalAnalysis, NaturalIcl, NaturalSpec, NaturalTd, PatchLayers, PatchMode, PatchPairs,
     PatchPositions, PretrainedSpec, Template,
 };
 pub use train::{CheckpointSpec, Decay, OptimizerKind, OptimizerSpec, Precision, Schedule, TrainSpec};

@@ -113,10 +113,16 @@ pub enum Corpus {
     /// The small one that comes with the program.
     Bundled,
     /// NLTK's Penn Treebank sample: `treebank.zip` or its folder.
-    Treebank { file: DataFile },
-    Conllu { file: DataFile },
+    Treebank {
+        file: DataFile,
+    },
+    Conllu {
+        file: DataFile,
+    },
     /// A folder, zip or file in the Brown corpus's `word/TAG` format.
-    Brown { file: DataFile },
+    Brown {
+        file: DataFile,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -15,7 +15,8 @@ mod csv;
 mod json;
 
 use super::{
-    Counts, Faults, Item, MAX_ROWS, MAX_TEXT, Task, TaskError, source::{self, Wanted},
+    Counts, Faults, Item, MAX_ROWS, MAX_TEXT, Task, TaskError,
+    source::{self, Wanted},
     split::{Split, test_members},
 };
 use std::{
@@ -30,7 +31,8 @@ const MAX_TASKS: usize = 1000;
 const MAX_NAME: usize = 100;
 
 /// What is read of a folder or archive.
-pub(super) const FILES: Wanted = Wanted { is: |name| Kind::of(name).is_some(), shown: "file ending in .jsonl, .csv or .json" };
+pub(super) const FILES: Wanted =
+    Wanted { is: |name| Kind::of(name).is_some(), shown: "file ending in .jsonl, .csv or .json" };
 
 enum Kind {
     Lines,

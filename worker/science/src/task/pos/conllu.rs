@@ -6,7 +6,8 @@
 use super::{Sentence, Word, tagset::universal};
 use crate::task::{Faults, source::Wanted};
 
-pub(in crate::task) const FILES: Wanted = Wanted { is: |name| name.ends_with(".conllu"), shown: "file ending in .conllu" };
+pub(in crate::task) const FILES: Wanted =
+    Wanted { is: |name| name.ends_with(".conllu"), shown: "file ending in .conllu" };
 
 pub(super) fn sentences(file: &str, text: &str, faults: &mut Faults) -> Vec<Sentence> {
     let (mut done, mut sentence) = (Vec::new(), Sentence::default());

@@ -6,7 +6,8 @@
 use super::{Sentence, Word, tagset::penn};
 use crate::task::{Faults, source::Wanted};
 
-pub(in crate::task) const FILES: Wanted = Wanted { is: |name| name.ends_with(".mrg"), shown: "file of trees ending in .mrg (combined/ of the treebank)" };
+pub(in crate::task) const FILES: Wanted =
+    Wanted { is: |name| name.ends_with(".mrg"), shown: "file of trees ending in .mrg (combined/ of the treebank)" };
 
 pub(super) fn sentences(file: &str, text: &str, faults: &mut Faults) -> Vec<Sentence> {
     let mut trees = Trees::default();
