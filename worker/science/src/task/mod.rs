@@ -14,7 +14,7 @@ pub mod pairs;
 pub mod pos;
 mod prompt;
 mod source;
-mod split;
+pub mod split;
 
 pub use answer::Verdict;
 pub use error::{Fault, Faults, Merged, PromptError, TaskError};
