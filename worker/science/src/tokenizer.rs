@@ -26,6 +26,9 @@ pub enum TokenizerError {
 
     #[error("these tokens are no text: {0}")]
     Decode(String),
+
+    #[error("the tokenizer cannot be used: {0}")]
+    Unusable(String),
 }
 
 /// A tokenizer with the tokens that its model expects around a text.
@@ -79,14 +82,14 @@ impl Tokenizer {
     /// text; give none where that puts it there already. `ends` are the tokens that end what a model generates.
     ///
     /// # Errors
-    /// [`TokenizerError::Encode`] where not even a letter can be encoded.
+    /// [`TokenizerError::Unusable`] where not even a letter can be encoded.
     pub fn new(
         mut inner: tokenizers::Tokenizer,
         bos: Option<u32>,
         ends: BTreeSet<u32>,
     ) -> Result<Self, TokenizerError> {
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| TokenizerError::Decode(e.to_string()))?;
+        inner.with_truncation(None).map_err(|e| TokenizerError::Unusable(e.to_string()))?;
         let vocabulary = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let mut prefix: Vec<u32> = bos.into_iter().collect();
         prefix.extend(put_before_text(&inner)?);
@@ -147,7 +150,7 @@ fn put_before_text(inner: &tokenizers::Tokenizer) -> Result<Vec<u32>, TokenizerE
             return Ok(with.get_ids()[..before].to_vec());
         }
     }
-    Err(TokenizerError::Encode { text: "a".into(), reason: "nothing comes of it, nor of a digit".into() })
+    Err(TokenizerError::Unusable("it makes no token of a letter, a digit or a blank".into()))
 }
 
 /// A JSON file that may be absent: null then.

@@ -237,7 +237,7 @@ fn corpora_with_faults_are_refused_with_all_of_them() {
     let word = |id: &str, tag: &str| format!("{id}\tword\t_\t{tag}\t_\t_\t_\t_\t_\t_\n");
     let conllu =
         format!("# c\n{}{}2\tword\n\n{}{}", word("1", "NOUN"), word("1-2", "_"), word("2", "VERB"), word("1", "NN"));
-    let tree = "( (S (NP (NN dog) )\n (VP barks) ))\n)\n( (S (NN dog)\n";
+    let tree = "( (S (NP (NN dog) )\n (VP barks loudly) ))\n)\n( (S (NN dog)\n";
     let faults = |corpus: fn(DataFile) -> Corpus, name: &str, text: &str| {
         load(Family::Pos { corpus: corpus(file(&written(&folder, name, text))) }, &[], 0).unwrap_err().to_string()
     };
@@ -250,8 +250,11 @@ fn corpora_with_faults_are_refused_with_all_of_them() {
         assert!(shown.contains(want), "{shown}");
     }
     let shown = faults(|file| Corpus::Treebank { file }, "a.mrg", tree);
-    for want in ["a.mrg:2: `(VP barks)`", "a.mrg:3: this bracket closes nothing", "a.mrg:4: the tree that begins here"]
-    {
+    for want in [
+        "a.mrg:2: `(VP barks loudly)` is not",
+        "a.mrg:3: this bracket closes nothing",
+        "a.mrg:4: the tree that begins here",
+    ] {
         assert!(shown.contains(want), "{shown}");
     }
     let shown = faults(|file| Corpus::Brown { file }, "a.brown", "The/at dog\n\nbarks/ loudly/rb\n");

@@ -14,7 +14,7 @@ pub mod pairs;
 pub mod pos;
 mod prompt;
 mod source;
-mod split;
+pub mod split;
 
 pub use answer::Verdict;
 pub use error::{Fault, Faults, Merged, PromptError, TaskError};
@@ -137,16 +137,15 @@ fn selected(mut tasks: Vec<Task>, names: &[String]) -> Result<Vec<Task>, TaskErr
 /// [`TaskError`] where a file cannot be read.
 pub fn identify(family: &Family) -> Result<Family, TaskError> {
     let mut family = family.clone();
-    match &mut family {
-        Family::Bitwise { .. } | Family::Pos { corpus: Corpus::Bundled } => {}
-        Family::Pos { corpus: Corpus::Treebank { file } } => {
-            file.digest = Some(source::digest(file, pos::treebank::FILES)?)
-        }
-        Family::Pos { corpus: Corpus::Conllu { file } } => {
-            file.digest = Some(source::digest(file, pos::conllu::FILES)?)
-        }
-        Family::Pos { corpus: Corpus::Brown { file } } => file.digest = Some(source::digest(file, pos::brown::FILES)?),
-        Family::Pairs { file } => file.digest = Some(source::digest(file, pairs::FILES)?),
+    let read = match &mut family {
+        Family::Bitwise { .. } | Family::Pos { corpus: Corpus::Bundled } => None,
+        Family::Pos { corpus: Corpus::Treebank { file } } => Some((file, pos::treebank::FILES)),
+        Family::Pos { corpus: Corpus::Conllu { file } } => Some((file, pos::conllu::FILES)),
+        Family::Pos { corpus: Corpus::Brown { file } } => Some((file, pos::brown::FILES)),
+        Family::Pairs { file } => Some((file, pairs::FILES)),
+    };
+    if let Some((file, wanted)) = read {
+        file.digest = Some(source::digest(file, wanted)?);
     }
     Ok(family)
 }

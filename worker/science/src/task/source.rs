@@ -41,7 +41,7 @@ pub(super) fn read(file: &DataFile, wanted: Wanted) -> Result<Vec<Text>, TaskErr
     let raw = Raw::read(path, wanted)?;
     let found = raw.digest();
     match file.digest {
-        Some(planned) if planned != found => return Err(TaskError::Changed { path: path.to_owned(), found, planned }),
+        Some(planned) if planned != found => Err(TaskError::Changed { path: path.to_owned(), found, planned }),
         _ => raw.texts(path, wanted),
     }
 }

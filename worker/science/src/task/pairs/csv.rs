@@ -34,6 +34,7 @@ struct Record {
 }
 
 /// Where in a field the reading is.
+#[derive(Clone, Copy)]
 enum State {
     /// At its beginning.
     Start,
@@ -43,48 +44,69 @@ enum State {
     AfterQuote,
 }
 
+/// What was read so far.
+struct Reader {
+    done: Vec<Record>,
+    /// The record that is being read, and its last field.
+    fields: Vec<String>,
+    field: String,
+    state: State,
+    line: usize,
+    begun: usize,
+}
+
 /// The records of a text; blank lines are skipped.
 fn records(file: &str, text: &str, faults: &mut Faults) -> Vec<Record> {
-    let mut out = Vec::new();
-    let (mut line, mut begun) = (1, 1);
-    let (mut state, mut field, mut fields) = (State::Start, String::new(), Vec::new());
+    let (fields, field) = (Vec::new(), String::new());
+    let mut reader = Reader { done: Vec::new(), fields, field, state: State::Start, line: 1, begun: 1 };
     let text = text.replace("\r\n", "\n");
     for c in text.chars().chain((!text.ends_with('\n')).then_some('\n')) {
-        match (&state, c) {
-            (State::Start, '"') => state = State::Quoted,
-            (State::Quoted, '"') => state = State::AfterQuote,
-            (State::Quoted, _) => field.push(c),
-            (State::AfterQuote, '"') => {
-                field.push('"');
-                state = State::Quoted;
-            }
-            (_, ',') => {
-                fields.push(std::mem::take(&mut field));
-                state = State::Start;
-            }
-            (_, '\n') => {
-                fields.push(std::mem::take(&mut field));
-                let fields = std::mem::take(&mut fields);
-                if fields != [""] {
-                    out.push(Record { line: begun, fields });
-                }
-                begun = line + 1;
-                state = State::Start;
-            }
-            (State::AfterQuote, _) => {
-                faults.add(file, line, format!("`{c}` after a closing quote; quotes within quotes are doubled"));
-                field.push(c);
-                state = State::Plain;
-            }
-            (State::Start | State::Plain, _) => {
-                field.push(c);
-                state = State::Plain;
-            }
+        if let Err(reason) = reader.take(c) {
+            faults.add(file, reader.line, reason);
         }
-        line += usize::from(c == '\n');
+        reader.line += usize::from(c == '\n');
     }
-    if !fields.is_empty() || !field.is_empty() || matches!(state, State::Quoted) {
-        faults.add(file, begun, "a quote is opened in this row and never closed");
+    if matches!(reader.state, State::Quoted) {
+        faults.add(file, reader.begun, "a quote is opened in this row and never closed");
     }
-    out
+    reader.done
+}
+
+impl Reader {
+    fn take(&mut self, c: char) -> Result<(), String> {
+        self.state = match (self.state, c) {
+            (State::Start, '"') => State::Quoted,
+            (State::Quoted, '"') => State::AfterQuote,
+            (State::Quoted, _) => self.put(c, State::Quoted),
+            (State::AfterQuote, '"') => self.put('"', State::Quoted),
+            (_, ',') => self.end_field(),
+            (_, '\n') => self.end_record(),
+            (State::AfterQuote, _) => {
+                self.state = self.put(c, State::Plain);
+                return Err(format!("`{c}` after a closing quote; quotes within quotes are doubled"));
+            }
+            (State::Start | State::Plain, _) => self.put(c, State::Plain),
+        };
+        Ok(())
+    }
+
+    fn put(&mut self, c: char, next: State) -> State {
+        self.field.push(c);
+        next
+    }
+
+    fn end_field(&mut self) -> State {
+        self.fields.push(std::mem::take(&mut self.field));
+        State::Start
+    }
+
+    fn end_record(&mut self) -> State {
+        let next = self.end_field();
+        let fields = std::mem::take(&mut self.fields);
+        if fields != [""] {
+            self.done.push(Record { line: self.begun, fields });
+        }
+        self.begun = self.line + 1;
+        next
+    }
 }

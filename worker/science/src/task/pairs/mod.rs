@@ -3,7 +3,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `.jsonl` | an object with the texts `task`, `input` and `output` a line |
-//! | `.csv` | a header with the columns `task`, `input` and `output`, then rows ([`csv`]: RFC 4180) |
+//! | `.csv` | a header with the columns `task`, `input` and `output`, then rows, as in RFC 4180 |
 //! | `.json` | an array of objects with `input` and `output`, whose task is the file's name without its ending (the datasets of Todd et al. 2024, "Function vectors in large language models"), unless an object has a `task` |
 //! | a folder or zip archive of these | all of them together |
 //!
