@@ -65,7 +65,9 @@ fn logits_states_and_everything_between_agree() {
     for name in NAMES {
         let fixture = Fixture::open(name);
         let mixer = |block| HookPoint::Block(block, BlockPoint::MixerOut);
-        let points = (0..=fixture.layers()).map(HookPoint::hidden).chain((0..fixture.layers()).flat_map(|i| [mixer(i), state(i)]));
+        let points = (0..=fixture.layers())
+            .map(HookPoint::hidden)
+            .chain((0..fixture.layers()).flat_map(|i| [mixer(i), state(i)]));
         let mut capture = Capture::new(points, Tokens::all());
         let logits = fixture.model.forward(&fixture.batch(), None, Some(&mut capture), Logits::All).unwrap().unwrap();
         let check = |what: String, ours: &Tensor| {
@@ -182,11 +184,36 @@ fn a_row_goes_on_with_the_state_it_is_given() {
     let nothing: Vec<Tensor> = states.iter().map(|s| s.zeros_like().unwrap()).collect();
     fixture.model.forward(&rows, Some(&mut cache), Some(&mut Exchange(&nothing)), Logits::None).unwrap();
     let emptied = fixture.model.forward(&next, Some(&mut cache), None, Logits::Last).unwrap().unwrap();
-    assert!(error(&emptied.get(0).unwrap(), &emptied.get(1).unwrap()) > 1e-2, "row 0 has lost its state, row 1 has not");
+    assert!(
+        error(&emptied.get(0).unwrap(), &emptied.get(1).unwrap()) > 1e-2,
+        "row 0 has lost its state, row 1 has not"
+    );
 
     let mut cache = fixture.model.cache(2).unwrap();
     fixture.model.forward(&rows, Some(&mut cache), Some(&mut Exchange(&states)), Logits::None).unwrap();
     let given = fixture.model.forward(&next, Some(&mut cache), None, Logits::Last).unwrap().unwrap();
     let (ours, theirs) = (given.get(0).unwrap(), given.get(1).unwrap());
     assert_eq!(ours.to_vec1::<f32>().unwrap(), theirs.to_vec1::<f32>().unwrap(), "its own state in place of its own");
+}
+
+#[test]
+fn checkpoints_of_the_authors_are_read() {
+    let source = common::fixture("mamba2/one_group");
+    let folder = common::Folder::new();
+    let config = serde_json::json!({
+        "d_model": 12, "n_layer": 3, "vocab_size": 41, "pad_vocab_size_multiple": 50, "tie_embeddings": true,
+        "rms_norm": true, "residual_in_fp32": true, "attn_layer_idx": [],
+        "ssm_cfg": {"layer": "Mamba2", "d_state": 8, "headdim": 4},
+    });
+    let path = folder.put("config.json", config.to_string().as_bytes());
+    let tensors = candle_core::safetensors::load(source.join("model.safetensors"), &Device::Cpu).unwrap();
+    let renamed: HashMap<String, Tensor> =
+        tensors.into_iter().map(|(name, t)| (name.replace("embeddings.", "embedding."), t)).collect();
+    assert!(renamed.contains_key("backbone.embedding.weight"));
+    candle_core::safetensors::save(&renamed, path.with_file_name("model.safetensors")).unwrap();
+    let files = Files::find(path.parent().unwrap().to_str().unwrap(), None).unwrap();
+    let fixture = Fixture::open("one_group");
+    let theirs = Fixture { model: files.load(DType::F32, &Device::Cpu).unwrap(), ..Fixture::open("one_group") };
+    let row = &fixture.rows[..1];
+    assert_eq!(fixture.logits(row).to_vec2::<f32>().unwrap(), theirs.logits(row).to_vec2::<f32>().unwrap());
 }

@@ -5,8 +5,9 @@ use super::{
     names::{Layout, Names, NormSite, Stored},
 };
 use crate::model::language::{
-    Attention, AttentionConfig, Block, Config, Frequencies, LanguageModel, Linear, Mamba2, Mamba2Config, MambaParameters,
-    Mixer, MixerConfig, Mlp, MlpConfig, MlpKind, MlpParts, Norm, NormConfig, NormKind, Placement, Projection, Sizes, Sublayer,
+    Attention, AttentionConfig, Block, Config, Frequencies, LanguageModel, Linear, Mamba2, Mamba2Config,
+    MambaParameters, Mixer, MixerConfig, Mlp, MlpConfig, MlpKind, MlpParts, Norm, NormConfig, NormKind, Placement,
+    Projection, Sizes, Sublayer,
 };
 use taskvec_kernels::Attend;
 
@@ -102,13 +103,10 @@ impl Builder<'_> {
     fn mamba2(&mut self, i: usize, config: &Mamba2Config) -> Result<Mamba2, LoadError> {
         let (width, sizes) = (self.config.width, Sizes::of(config));
         let (inner, mixed) = (sizes.inner(), sizes.mixed());
-        let maps = [
-            (Projection::MixerIn, width, inner + mixed + config.heads),
-            (Projection::MixerOut, inner, width),
-        ]
-        .map(|(projection, inputs, outputs)| {
-            self.linear(&self.names.mamba2_projection(i, projection, outputs), inputs, config.bias)
-        });
+        let maps = [(Projection::MixerIn, width, inner + mixed + config.heads), (Projection::MixerOut, inner, width)]
+            .map(|(projection, inputs, outputs)| {
+                self.linear(&self.names.mamba2_projection(i, projection, outputs), inputs, config.bias)
+            });
         let mut get = |name, shape: &[usize]| self.parameters.get(&self.names.mamba2(i, name), shape);
         let [input, output] = maps;
         Ok(Mamba2::new(

@@ -76,7 +76,11 @@ fn check_attention(a: &AttentionConfig, layers: usize) -> Result<(), String> {
     }
     if let Some(RotaryConfig { scaling: RotaryScaling::Factors(factors), .. }) = &a.rotary {
         if factors.len() != a.head / 2 || factors.contains(&0.0) {
-            return Err(format!("has {} factors for the {} frequencies of a head, or one of them is zero", factors.len(), a.head / 2));
+            return Err(format!(
+                "has {} factors for the {} frequencies of a head, or one of them is zero",
+                factors.len(),
+                a.head / 2
+            ));
         }
     }
     if a.windows.len() != layers {

@@ -25,7 +25,7 @@ use names::{Change, Named, named};
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::Read,
+    io::{BufReader, Read},
     ops::Range,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -90,10 +90,10 @@ impl Gguf {
     /// Where the file is no GGUF file or is cut off, where its architecture or the type of a tensor is not known, or where
     /// it has a tensor that its architecture has not.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let mut file = File::open(path).map_err(LoadError::io(path))?;
+        let file = File::open(path).map_err(LoadError::io(path))?;
         let bytes = file.metadata().map_err(LoadError::io(path))?.len();
         let bad = |reason| LoadError::BadFile { path: path.to_owned(), reason };
-        let content = Content::read(&mut file).map_err(|e| bad(unreadable(&e)))?;
+        let content = Content::read(&mut BufReader::new(&file)).map_err(|e| bad(unreadable(&e)))?;
         let metadata = Metadata::new(&content.metadata).map_err(bad)?;
         let arch = architecture(path, metadata)?;
         let tensors = tensors(arch, &content, bytes).map_err(bad)?;
@@ -133,8 +133,8 @@ impl Gguf {
     /// Where the file is no GGUF file or is cut off, or has no tokenizer, or one of a kind that is not known.
     pub fn vocabulary(path: &Path) -> Result<GgufTokenizer, LoadError> {
         let bad = |reason| LoadError::BadFile { path: path.to_owned(), reason };
-        let mut file = File::open(path).map_err(LoadError::io(path))?;
-        let content = Content::read(&mut file).map_err(|e| bad(unreadable(&e)))?;
+        let file = File::open(path).map_err(LoadError::io(path))?;
+        let content = Content::read(&mut BufReader::new(&file)).map_err(|e| bad(unreadable(&e)))?;
         Metadata::new(&content.metadata).and_then(tokenizer::tokenizer).map_err(bad)
     }
 
@@ -145,7 +145,8 @@ impl Gguf {
     pub fn tokenizer(&self) -> Result<GgufTokenizer, LoadError> {
         let read = Metadata::new(&self.content.metadata).and_then(tokenizer::tokenizer);
         let read = read.map_err(|reason| LoadError::BadFile { path: self.path.clone(), reason })?;
-        let (tokens, vocabulary) = (read.tokenizer.get_vocab_size(true), self.config["vocab_size"].as_u64().unwrap_or(0) as usize);
+        let (tokens, vocabulary) =
+            (read.tokenizer.get_vocab_size(true), self.config["vocab_size"].as_u64().unwrap_or(0) as usize);
         match tokens > vocabulary {
             true => Err(LoadError::Vocabulary { path: self.path.clone(), tokens, vocabulary }),
             false => Ok(read),
@@ -164,7 +165,10 @@ impl Gguf {
     }
 
     fn unreadable(&self, tensor: &str, error: &candle_core::Error) -> LoadError {
-        LoadError::BadFile { path: self.path.clone(), reason: format!("has a tensor `{tensor}` that cannot be read: {error}") }
+        LoadError::BadFile {
+            path: self.path.clone(),
+            reason: format!("has a tensor `{tensor}` that cannot be read: {error}"),
+        }
     }
 
     fn weight(&self, name: &str, rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor, LoadError> {
@@ -192,7 +196,13 @@ impl Gguf {
     }
 
     /// Rows of a tensor as it is stored, a few at a time. A tensor of one dimension has one element in each row.
-    fn dequantised(&self, info: &TensorInfo, rows: Range<usize>, dtype: DType, device: &Device) -> CandleResult<Tensor> {
+    fn dequantised(
+        &self,
+        info: &TensorInfo,
+        rows: Range<usize>,
+        dtype: DType,
+        device: &Device,
+    ) -> CandleResult<Tensor> {
         let dims = info.shape.dims();
         let columns: usize = dims.iter().skip(1).product();
         let (block, size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
@@ -271,7 +281,9 @@ fn unreadable(error: &candle_core::Error) -> String {
 fn architecture(path: &Path, metadata: Metadata<'_>) -> Result<Arch, LoadError> {
     let bad = |reason| LoadError::BadFile { path: path.to_owned(), reason };
     if let Some(parts) = metadata.count_if("split.count").map_err(bad)?.filter(|n| *n > 1) {
-        return Err(bad(format!("is one of {parts} parts; join them with llama.cpp: llama-gguf-split --merge FIRST ALL")));
+        return Err(bad(format!(
+            "is one of {parts} parts; join them with llama.cpp: llama-gguf-split --merge FIRST ALL"
+        )));
     }
     let found = metadata.arch();
     Arch::ALL.into_iter().find(|arch| arch.as_str() == found).ok_or_else(|| LoadError::UnknownArchitecture {

@@ -45,7 +45,8 @@ mod tests {
 
     #[test]
     fn both_ways_of_writing_infinity_are_read() {
-        let text = r#"{"a": [0.5, Infinity], "b": -Infinity, "c": "Infinity \" NaN \\", "d": {"__float__": "Infinity"}}"#;
+        let text =
+            r#"{"a": [0.5, Infinity], "b": -Infinity, "c": "Infinity \" NaN \\", "d": {"__float__": "Infinity"}}"#;
         let json: Value = serde_json::from_str(&tagged(text)).unwrap();
         assert_eq!([&json["a"][0], &json["a"][1]].map(number), [Some(0.5), Some(f64::INFINITY)]);
         assert_eq!([&json["b"], &json["d"]].map(number), [Some(f64::NEG_INFINITY), Some(f64::INFINITY)]);

@@ -86,7 +86,12 @@ impl<'a> Metadata<'a> {
         self.wanted(key, self.number_if(key)?)
     }
 
-    fn list_if<T>(self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<Vec<T>>, String> {
+    fn list_if<T>(
+        self,
+        key: &str,
+        what: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, String> {
         self.typed(key, what, |v| v.to_vec().ok()?.iter().map(&read).collect())
     }
 

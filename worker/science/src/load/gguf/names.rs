@@ -101,8 +101,7 @@ const GEMMA2: &[Row] = &[
     ("post_ffw_norm", "post_feedforward_layernorm", Change::OnePlus),
 ];
 /// OLMo's norms have no parameters.
-const OLMO: &[Row] =
-    &[("token_embd", "model.embed_tokens", Change::Nothing), ("output", "lm_head", Change::Nothing)];
+const OLMO: &[Row] = &[("token_embd", "model.embed_tokens", Change::Nothing), ("output", "lm_head", Change::Nothing)];
 const OLMO2: &[Row] = &[
     ("token_embd", "model.embed_tokens", Change::Nothing),
     ("output_norm", "model.norm", Change::Nothing),
@@ -193,11 +192,17 @@ mod tests {
             named(Arch::Llama, "blk.12.attn_k.weight"),
             is("model.layers.12.self_attn.k_proj.weight", Change::Interleaved(Rows::Keys))
         );
-        assert_eq!(named(Arch::Olmo2, "blk.0.attn_k.weight"), is("model.layers.0.self_attn.k_proj.weight", Change::Nothing));
+        assert_eq!(
+            named(Arch::Olmo2, "blk.0.attn_k.weight"),
+            is("model.layers.0.self_attn.k_proj.weight", Change::Nothing)
+        );
         assert_eq!(named(Arch::Gemma2, "output_norm.weight"), is("model.norm.weight", Change::OnePlus));
         assert_eq!(named(Arch::Gpt2, "blk.1.ffn_up.weight"), is("transformer.h.1.mlp.c_fc.weight", Change::Transposed));
         assert_eq!(named(Arch::Gpt2, "blk.1.ffn_up.bias"), is("transformer.h.1.mlp.c_fc.bias", Change::Nothing));
-        assert_eq!(named(Arch::Mamba2, "blk.3.ssm_a"), is("backbone.layers.3.mixer.A_log", Change::NegativeExponential));
+        assert_eq!(
+            named(Arch::Mamba2, "blk.3.ssm_a"),
+            is("backbone.layers.3.mixer.A_log", Change::NegativeExponential)
+        );
         assert_eq!(named(Arch::Mamba2, "blk.3.ssm_dt.bias"), is("backbone.layers.3.mixer.dt_bias", Change::Nothing));
         for unknown in ["blk.0.ffn_gate_inp.weight", "blk.x.attn_q.weight", "blk.0.attn_q.scale", "output", "ssm_a"] {
             assert_eq!(named(Arch::Llama, unknown), None, "{unknown}");

@@ -12,10 +12,8 @@ use tokenizers::{
 };
 
 /// Llama 3's pattern, except for its digits.
-const LLAMA3: [&str; 2] = [
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-];
+const LLAMA3: [&str; 2] =
+    [r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|", r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {

@@ -140,7 +140,8 @@ fn surround(begin: Option<(&str, u32)>, end: Option<(&str, u32)>) -> Result<Temp
 fn byte_level(metadata: Metadata<'_>, tokens: &Tokens<'_>) -> Result<(Tokenizer, bool), String> {
     let split = Split::of(metadata.text_if("tokenizer.ggml.pre")?)?;
     let merge = |line: &&str| {
-        let (left, right) = line.split_once(' ').ok_or_else(|| format!("has the merge `{line}`, which lacks a space"))?;
+        let (left, right) =
+            line.split_once(' ').ok_or_else(|| format!("has the merge `{line}`, which lacks a space"))?;
         Ok((left.to_owned(), right.to_owned()))
     };
     let merges = metadata.texts("tokenizer.ggml.merges")?.iter().map(merge).collect::<Result<_, String>>()?;
@@ -155,7 +156,8 @@ fn byte_level(metadata: Metadata<'_>, tokens: &Tokens<'_>) -> Result<(Tokenizer,
 /// SentencePiece's: characters merged into whichever token has the best score; what is in no token is taken byte by byte.
 fn sentence_piece(metadata: Metadata<'_>, tokens: &Tokens<'_>) -> Result<Tokenizer, String> {
     let scores = metadata.numbers_if("tokenizer.ggml.scores")?;
-    let scores = scores.filter(|s| s.len() == tokens.texts.len()).ok_or("does not give a score for each of its tokens")?;
+    let scores =
+        scores.filter(|s| s.len() == tokens.texts.len()).ok_or("does not give a score for each of its tokens")?;
     let mut model = BPE::builder()
         .vocab_and_merges(tokens.vocabulary(), merges(tokens, &scores))
         .byte_fallback(true)

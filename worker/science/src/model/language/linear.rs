@@ -49,17 +49,8 @@ pub enum Projection {
 }
 
 impl Projection {
-    pub const ALL: [Self; 9] = [
-        Self::Q,
-        Self::K,
-        Self::V,
-        Self::Out,
-        Self::Gate,
-        Self::Up,
-        Self::Down,
-        Self::MixerIn,
-        Self::MixerOut,
-    ];
+    pub const ALL: [Self; 9] =
+        [Self::Q, Self::K, Self::V, Self::Out, Self::Gate, Self::Up, Self::Down, Self::MixerIn, Self::MixerOut];
 
     pub fn as_str(self) -> &'static str {
         match self {

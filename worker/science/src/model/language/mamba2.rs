@@ -154,7 +154,12 @@ impl Mamba2 {
         }
     }
 
-    fn mix_by_loops<T: Real>(&self, projected: &Tensor, rows: &[Range<usize>], before: &State) -> Result<(Tensor, State)> {
+    fn mix_by_loops<T: Real>(
+        &self,
+        projected: &Tensor,
+        rows: &[Range<usize>],
+        before: &State,
+    ) -> Result<(Tensor, State)> {
         let values = |t: &Tensor| t.flatten_all()?.to_vec1::<T>();
         let (mut inputs, mut ssm) = (values(&before.inputs)?, values(&before.ssm)?);
         let (kernel, kernel_bias) = (values(&self.kernel)?, self.kernel_bias.as_ref().map(values).transpose()?);

@@ -20,8 +20,8 @@ pub use batch::{Batch, EmptyRow, Row, Rows};
 pub use block::Block;
 pub use cache::Cache;
 pub use config::{
-    AttentionConfig, Config, Embedding, Mamba2Config, MixerConfig, MlpConfig, MlpKind, NormConfig, NormKind, Placement, RotaryConfig,
-    RotaryScaling, Unembedding,
+    AttentionConfig, Config, Embedding, Mamba2Config, MixerConfig, MlpConfig, MlpKind, NormConfig, NormKind, Placement,
+    RotaryConfig, RotaryScaling, Unembedding,
 };
 pub use generate::{generate, go_on};
 pub use linear::{Linear, Projection};
@@ -149,7 +149,10 @@ impl LanguageModel {
     /// What the final norm and the unembedding make of states of the residual stream, (…, d) to (…, V) in f32 at least:
     /// of the last block's, the model's predictions; of earlier ones, the logit lens.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        let logits = self.unembedding.forward(&self.norm.forward(states)?.to_dtype(self.dtype())?)?.to_dtype(wide(states.dtype()))?;
+        let logits = self
+            .unembedding
+            .forward(&self.norm.forward(states)?.to_dtype(self.dtype())?)?
+            .to_dtype(wide(states.dtype()))?;
         match self.config.unembedding.softcap {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),

@@ -58,7 +58,8 @@ pub fn scan(
         let mut state = states.get(i)?;
         for start in row.clone().step_by(chunk) {
             let tokens = chunk.min(row.end - start);
-            let (y, next) = advance(sizes, &mixed.narrow(0, start, tokens)?, &step.narrow(0, start, tokens)?, rate, state)?;
+            let (y, next) =
+                advance(sizes, &mixed.narrow(0, start, tokens)?, &step.narrow(0, start, tokens)?, rate, state)?;
             out.push(y);
             state = next;
         }
@@ -80,11 +81,16 @@ fn advance(sizes: Sizes, mixed: &Tensor, step: &Tensor, rate: &Tensor, state: Te
     let (len, per_group) = (mixed.dim(0)?, sizes.heads / sizes.groups);
     // (L, G·S) to (H, L, S).
     let of_heads = |first: usize| -> Result<Tensor> {
-        let shared = mixed.narrow(1, first, sizes.groups * sizes.state)?.reshape((len, sizes.groups, 1, sizes.state))?;
+        let shared =
+            mixed.narrow(1, first, sizes.groups * sizes.state)?.reshape((len, sizes.groups, 1, sizes.state))?;
         let each = shared.broadcast_as((len, sizes.groups, per_group, sizes.state))?;
         each.reshape((len, sizes.heads, sizes.state))?.transpose(0, 1)?.contiguous()
     };
-    let x = mixed.narrow(1, 0, sizes.inner())?.reshape((len, sizes.heads, sizes.head_dim))?.transpose(0, 1)?.contiguous()?;
+    let x = mixed
+        .narrow(1, 0, sizes.inner())?
+        .reshape((len, sizes.heads, sizes.head_dim))?
+        .transpose(0, 1)?
+        .contiguous()?;
     let b = of_heads(sizes.inner())?;
     let c = of_heads(sizes.inner() + sizes.groups * sizes.state)?;
     // (H, L): logarithms of each token's decay, and their sums from the start of the chunk.

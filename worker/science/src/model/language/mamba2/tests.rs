@@ -135,13 +135,19 @@ fn chunks_of_any_length_give_the_recurrence() {
             let (our_y, our_states) = case.loops::<f64>(chunk);
             assert!(error(&our_y, &y) < 1e-12 && error(&our_states, &states) < 1e-12, "{sizes:?}, chunks of {chunk}");
             let (our_y, our_states) = case.loops::<f32>(chunk);
-            assert!(error(&our_y, &y) < 2e-6 && error(&our_states, &states) < 2e-6, "{sizes:?}, chunks of {chunk} in f32");
+            assert!(
+                error(&our_y, &y) < 2e-6 && error(&our_states, &states) < 2e-6,
+                "{sizes:?}, chunks of {chunk} in f32"
+            );
         }
         let [mixed, step, rate, skip, before] = case.tensors();
         for chunk in [1, 33, 1_000] {
             let (our_y, our_states) =
                 plain::scan(sizes, chunk, &case.rows, [&mixed, &step, &rate, &skip, &before]).unwrap();
-            assert!(error(&flat(&our_y), &y) < 1e-10 && error(&flat(&our_states), &states) < 1e-10, "{sizes:?} {chunk}");
+            assert!(
+                error(&flat(&our_y), &y) < 1e-10 && error(&flat(&our_states), &states) < 1e-10,
+                "{sizes:?} {chunk}"
+            );
         }
     }
 }
@@ -152,7 +158,8 @@ fn a_row_does_not_see_the_others_and_goes_on_where_it_was_cut() {
     let (y, states) = case.loops::<f32>(8);
     let inner = case.sizes.inner();
     for (r, row) in case.rows.iter().enumerate() {
-        let (mut ours, mut state) = (Vec::new(), case.states[r * row_state(case.sizes)..][..row_state(case.sizes)].to_vec());
+        let (mut ours, mut state) =
+            (Vec::new(), case.states[r * row_state(case.sizes)..][..row_state(case.sizes)].to_vec());
         // In two pieces, as a prompt and its continuation.
         for piece in [row.start..row.start + 8, row.start + 8..row.end] {
             let alone = Case {
@@ -231,7 +238,8 @@ fn convolution_steps_and_gate() {
     )
     .unwrap();
     // Row 1, token 4: its last four inputs are tokens 1 to 4 of the row, which are 3 to 6 of all.
-    let by_hand: f64 = (0..kernel).map(|k| data[(3 + k) * width + 5 + 2] * weight[k * channels + 2]).sum::<f64>() + bias[2];
+    let by_hand: f64 =
+        (0..kernel).map(|k| data[(3 + k) * width + 5 + 2] * weight[k * channels + 2]).sum::<f64>() + bias[2];
     assert!((ours[6 * channels + 2] - by_hand / (1.0 + (-by_hand).exp())).abs() < 1e-12);
     assert!(error(&ours, &flat(&plain_out)) < 1e-12 && error(&after, &flat(&plain_after)) == 0.0);
     // A row shorter than the kernel keeps the end of its old state.
