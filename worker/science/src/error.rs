@@ -35,6 +35,10 @@ pub enum ScienceError {
     #[error(transparent)]
     Load(#[from] crate::load::LoadError),
 
+    /// A file that a command was given.
+    #[error("{}: {reason}", .path.display())]
+    BadInput { path: PathBuf, reason: String },
+
     #[error(
         "row {row} of the batch would have {tokens} tokens, but the model was made for {context} at most: use fewer shots or \
          shorter inputs"
@@ -58,6 +62,7 @@ impl ScienceError {
             | Self::BadCheckpoint { .. }
             | Self::MissingInput(_)
             | Self::Load(_)
+            | Self::BadInput { .. }
             | Self::TooLong { .. }
             | Self::UnknownToken { .. } => Retry::Never,
             Self::Write(_) | Self::Sink(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => Retry::Allowed,

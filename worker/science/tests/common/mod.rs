@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod language;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -63,6 +65,10 @@ impl Folder {
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     pub fn put(&self, name: &str, bytes: &[u8]) -> PathBuf {

@@ -32,6 +32,7 @@ pub(crate) use self::{
     mamba2::{Mamba2, Parameters as MambaParameters, Sizes},
     mlp::{Kind as MlpParts, Mlp},
     norm::Norm,
+    pass::Pass,
     rotary::Frequencies,
 };
 
@@ -43,7 +44,6 @@ use cache::{Keys, LayerState, Recurrent};
 use candle_core::{DType, Device, Result, Tensor};
 use mamba2::State;
 use norm::wide;
-use pass::Pass;
 use taskvec_kernels::Span;
 
 /// Which tokens' predictions are computed.
@@ -124,11 +124,8 @@ impl LanguageModel {
             None => (Rows::of(batch), (0..batch.len()).map(|i| Span::alone(batch.range(i))).collect()),
         };
         self.check(batch, &rows)?;
-        let positions: Vec<usize> = rows.positions().collect();
-        let angles = |rotary: &Frequencies| rotary.at(&positions, wide(self.dtype()), self.device());
-        let rotary = self.rotary.as_ref().map(angles).transpose()?;
-        let mut pass = Pass { hook: Visitor::new(reborrow(&mut hook), &rows), spans, rotary };
-        let mut x = pass.hook.visit(HookPoint::Embed, self.embed(batch.tokens(), &positions)?)?;
+        let mut pass = self.pass(&rows, spans, reborrow(&mut hook))?;
+        let mut x = self.embed(batch.tokens(), &mut pass)?;
         for (i, block) in self.blocks.iter().enumerate() {
             let state = cache.as_mut().map(|cache| &mut cache.layers_mut()[i]);
             x = block.forward(&x, i, state, &mut pass)?;
@@ -159,8 +156,21 @@ impl LanguageModel {
         }
     }
 
+    /// What the blocks share in a pass over `rows`.
+    pub(crate) fn pass<'a>(
+        &self,
+        rows: &'a Rows,
+        spans: Vec<Span>,
+        hook: Option<&'a mut dyn Hook>,
+    ) -> Result<Pass<'a>> {
+        let positions: Vec<usize> = rows.positions().collect();
+        let angles = |rotary: &Frequencies| rotary.at(&positions, wide(self.dtype()), self.device());
+        let rotary = self.rotary.as_ref().map(angles).transpose()?;
+        Ok(Pass { hook: Visitor::new(hook, rows), spans, rotary })
+    }
+
     /// What enters the first block, (N, d).
-    fn embed(&self, tokens: &[u32], positions: &[usize]) -> Result<Tensor> {
+    pub(crate) fn embed(&self, tokens: &[u32], pass: &mut Pass<'_>) -> Result<Tensor> {
         let mut x = self.embedding.index_select(&Tensor::new(tokens, self.device())?, 0)?;
         if let Some(scale) = self.config.embedding.scale {
             x = x.broadcast_mul(&Tensor::new(scale, self.device())?.to_dtype(x.dtype())?)?;
@@ -169,10 +179,10 @@ impl LanguageModel {
             x = x.to_dtype(wide(x.dtype()))?;
         }
         if let Some(table) = &self.positions {
-            let positions: Vec<u32> = positions.iter().map(|p| *p as u32).collect();
+            let positions: Vec<u32> = pass.hook.rows().positions().map(|p| p as u32).collect();
             x = (x + table.index_select(&Tensor::new(positions, self.device())?, 0)?)?;
         }
-        Ok(x)
+        pass.hook.visit(HookPoint::Embed, x)
     }
 
     /// Rows must fit the context, and tokens the vocabulary.
