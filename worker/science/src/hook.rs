@@ -78,7 +78,7 @@ impl HookPoint {
     pub fn is_residual(self) -> bool {
         match self {
             Self::Embed => true,
-            Self::Block(_, point) => BlockPoint::RESIDUAL.contains(&point),
+            Self::Block(_, point) => point == BlockPoint::MixerOut || BlockPoint::RESIDUAL.contains(&point),
         }
     }
 
@@ -104,9 +104,25 @@ impl BlockPoint {
         Self::ResidPost,
     ];
 
-    /// Those of width d.
-    pub const RESIDUAL: [Self; 6] =
-        [Self::ResidPre, Self::AttnOut, Self::MixerOut, Self::ResidMid, Self::MlpOut, Self::ResidPost];
+    /// Those of a block with attention and MLP, in the order of the pass.
+    pub const TRANSFORMER: [Self; 10] = [
+        Self::ResidPre,
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::Pattern,
+        Self::Z,
+        Self::AttnOut,
+        Self::ResidMid,
+        Self::MlpOut,
+        Self::ResidPost,
+    ];
+
+    /// Of these, those of width d.
+    pub const RESIDUAL: [Self; 5] = [Self::ResidPre, Self::AttnOut, Self::ResidMid, Self::MlpOut, Self::ResidPost];
+
+    /// Those of a block of Mamba-2.
+    pub const MAMBA2: [Self; 4] = [Self::ResidPre, Self::State, Self::MixerOut, Self::ResidPost];
 
     pub fn as_str(self) -> &'static str {
         match self {

@@ -32,7 +32,7 @@ fn flat(t: &Tensor) -> Vec<f32> {
 }
 
 /// Largest error relative to the largest magnitude.
-fn error(ours: &Tensor, theirs: &Tensor) -> f32 {
+fn error_of(ours: &Tensor, theirs: &Tensor) -> f32 {
     assert_eq!(ours.dims(), theirs.dims());
     let (ours, theirs) = (flat(ours), flat(theirs));
     let scale = theirs.iter().fold(0.0f32, |m, v| m.max(v.abs()));
@@ -54,7 +54,7 @@ fn tensors_are_those_of_the_checkpoint() {
             // Adding 1 and taking it away again, or the exponential and the logarithm, round.
             let changed = (name == "gemma2" && tensor.contains("norm")) || tensor.ends_with("A_log");
             let tolerance = if changed { 1e-6 } else { 0.0 };
-            assert!(error(&ours, theirs) <= tolerance, "{name}: {tensor}");
+            assert!(error_of(&ours, theirs) <= tolerance, "{name}: {tensor}");
             let last = theirs.dim(0).unwrap() - 1..theirs.dim(0).unwrap();
             assert_eq!(
                 flat(&weights.read(tensor, last.clone()).unwrap()),
@@ -91,10 +91,12 @@ fn models_are_those_of_the_checkpoint() {
         assert_eq!(config, wanted, "{name}");
         assert_eq!(ours.parameters(), theirs.parameters(), "{name}");
         let load = |files: &Files| files.load(DType::F32, &Device::Cpu).unwrap();
-        let error = error(&logits(&load(&ours)), &logits(&load(&theirs)));
+        let error = error_of(&logits(&load(&ours)), &logits(&load(&theirs)));
         assert!(error < 1e-5, "{name}: logits differ by {error:e}");
         let half = ours.load(DType::BF16, &Device::Cpu).unwrap();
         assert_eq!(half.dtype(), DType::BF16, "{name}");
+        let error = error_of(&logits(&half), &logits(&load(&theirs)));
+        assert!(error < 0.1, "{name}: logits in bf16 differ by {error:e}");
     }
 }
 
@@ -114,7 +116,7 @@ fn every_type_of_quantisation_gives_its_values() {
         let tensor =
             weights.shapes().keys().find(|t| t.starts_with(&format!("model.layers.{block}.")) && matches(t, module));
         let ours = weights.read(tensor.unwrap(), 0..3).unwrap();
-        assert!(error(&ours, theirs) < 1e-6, "{kind} is off by {:e}", error(&ours, theirs));
+        assert!(error_of(&ours, theirs) < 1e-6, "{kind} is off by {:e}", error_of(&ours, theirs));
         let rows = weights.read(tensor.unwrap(), 1..3).unwrap();
         assert_eq!(flat(&rows), flat(&ours.narrow(0, 1, 2).unwrap()), "{kind}: rows by themselves");
     }

@@ -76,7 +76,7 @@ fn the_fixtures_reach_what_they_are_for() {
     let longest = |name| Expected::of(name).rows.iter().map(Vec::len).max().unwrap();
     let config = |name| language::load(name).config().clone();
     let attention = |name| {
-        let MixerConfig::Attention(attention) = config(name).mixer;
+        let MixerConfig::Attention(attention) = config(name).mixer else { panic!("no attention") };
         attention
     };
     assert!(attention("gemma2").windows[0].unwrap() < longest("gemma2"), "rows are longer than the sliding window");

@@ -11,7 +11,8 @@ use taskvec_science::{
 };
 
 fn points(model: &LanguageModel) -> Vec<HookPoint> {
-    let blocks = (0..model.config().layers).flat_map(|i| BlockPoint::ALL.map(|point| HookPoint::Block(i, point)));
+    let config = model.config();
+    let blocks = (0..config.layers).flat_map(|i| config.points().iter().map(move |point| HookPoint::Block(i, *point)));
     std::iter::once(HookPoint::Embed).chain(blocks).collect()
 }
 
@@ -100,7 +101,7 @@ fn what_is_added_makes_the_residual_stream() {
 fn patterns_sum_to_one_and_read_the_values() {
     for name in MODELS {
         let (model, batch) = (language::load(name), Expected::of(name).batch());
-        let MixerConfig::Attention(attention) = model.config().mixer.clone() else { panic!("it has attention") };
+        let MixerConfig::Attention(attention) = model.config().mixer.clone() else { panic!("no attention") };
         let mut kept = everything(&model, &batch);
         for block in 0..model.config().layers {
             let at = |point| HookPoint::Block(block, point);
@@ -167,7 +168,7 @@ fn patching_one_row_leaves_the_others_alone() {
 
 /// What is added to one token's state.
 fn shape_of(model: &LanguageModel, point: HookPoint) -> Tensor {
-    let MixerConfig::Attention(a) = model.config().mixer.clone() else { panic!("it has attention") };
+    let MixerConfig::Attention(a) = model.config().mixer.clone() else { panic!("no attention") };
     let elements = match point {
         HookPoint::Block(_, BlockPoint::Q | BlockPoint::Z) => a.heads * a.head,
         HookPoint::Block(_, BlockPoint::K | BlockPoint::V) => a.groups * a.head,

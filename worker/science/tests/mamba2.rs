@@ -86,6 +86,26 @@ fn logits_states_and_everything_between_agree() {
 }
 
 #[test]
+fn points_are_visited_in_the_order_of_the_pass() {
+    /// Writes down where it comes by.
+    struct Order(Vec<HookPoint>);
+    impl Hook for Order {
+        fn visit(&mut self, point: HookPoint, _: &Tensor, _: &Rows) -> Result<Option<Tensor>> {
+            self.0.push(point);
+            Ok(None)
+        }
+    }
+    let fixture = Fixture::open("one_group");
+    let mut order = Order(Vec::new());
+    let hooked = fixture.model.forward(&Batch::new([[1, 2]]).unwrap(), None, Some(&mut order), Logits::All).unwrap();
+    let points = fixture.model.config().points();
+    let blocks = (0..fixture.layers()).flat_map(|i| points.iter().map(move |p| HookPoint::Block(i, *p)));
+    assert_eq!(order.0, std::iter::once(HookPoint::Embed).chain(blocks).collect::<Vec<_>>());
+    let plain = fixture.logits(&[vec![1, 2]]);
+    assert_eq!(hooked.unwrap().to_vec2::<f32>().unwrap(), plain.to_vec2::<f32>().unwrap(), "looking changes nothing");
+}
+
+#[test]
 fn rows_do_not_see_each_other() {
     for name in NAMES {
         let fixture = Fixture::open(name);
@@ -145,7 +165,7 @@ fn generated_rows_leave_and_branch_with_their_own_state() {
     let ours = fixture.model.forward(&batch, Some(&mut branched), None, Logits::Last).unwrap().unwrap();
     for (i, (parent, more)) in parents.iter().zip(&more).enumerate() {
         let row = [fixture.rows[*parent].clone(), more.clone()].concat();
-        let whole = fixture.logits(&[row.clone()]).get(row.len() - 1).unwrap();
+        let whole = fixture.logits(std::slice::from_ref(&row)).get(row.len() - 1).unwrap();
         assert!(error(&ours.get(i).unwrap(), &whole) < 1e-5, "branch {i}");
     }
     let refused = branched.truncate(0, 17).unwrap_err().to_string();
@@ -194,4 +214,26 @@ fn a_row_goes_on_with_the_state_it_is_given() {
     let given = fixture.model.forward(&next, Some(&mut cache), None, Logits::Last).unwrap().unwrap();
     let (ours, theirs) = (given.get(0).unwrap(), given.get(1).unwrap());
     assert_eq!(ours.to_vec1::<f32>().unwrap(), theirs.to_vec1::<f32>().unwrap(), "its own state in place of its own");
+}
+
+#[test]
+fn checkpoints_of_the_authors_are_read() {
+    let source = common::fixture("mamba2/one_group");
+    let folder = common::Folder::new();
+    let config = serde_json::json!({
+        "d_model": 12, "n_layer": 3, "vocab_size": 41, "pad_vocab_size_multiple": 50, "tie_embeddings": true,
+        "rms_norm": true, "residual_in_fp32": true, "attn_layer_idx": [],
+        "ssm_cfg": {"layer": "Mamba2", "d_state": 8, "headdim": 4},
+    });
+    let path = folder.put("config.json", config.to_string().as_bytes());
+    let tensors = candle_core::safetensors::load(source.join("model.safetensors"), &Device::Cpu).unwrap();
+    let renamed: HashMap<String, Tensor> =
+        tensors.into_iter().map(|(name, t)| (name.replace("embeddings.", "embedding."), t)).collect();
+    assert!(renamed.contains_key("backbone.embedding.weight"));
+    candle_core::safetensors::save(&renamed, path.with_file_name("model.safetensors")).unwrap();
+    let files = Files::find(path.parent().unwrap().to_str().unwrap(), None).unwrap();
+    let fixture = Fixture::open("one_group");
+    let theirs = Fixture { model: files.load(DType::F32, &Device::Cpu).unwrap(), ..Fixture::open("one_group") };
+    let row = &fixture.rows[..1];
+    assert_eq!(fixture.logits(row).to_vec2::<f32>().unwrap(), theirs.logits(row).to_vec2::<f32>().unwrap());
 }

@@ -80,7 +80,7 @@ fn a_hook_sees_every_point_in_order_and_changes_nothing_by_looking() {
         Ok(None)
     };
     let hooked = rows(&network.forward(&tokens, Some(&mut look)).unwrap());
-    let block = |i| BlockPoint::ALL.map(|p| HookPoint::Block(i, p));
+    let block = |i| BlockPoint::RESIDUAL.map(|p| HookPoint::Block(i, p));
     assert_eq!(seen, [vec![HookPoint::Embed], block(0).to_vec(), block(1).to_vec()].concat());
     for (a, b) in rows(&network.forward(&tokens, None).unwrap()).concat().iter().zip(hooked.concat()) {
         assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "{a} without a hook, {b} with");
@@ -96,7 +96,7 @@ fn what_a_hook_returns_takes_the_activations_place() {
     };
     let plain = rows(&network.forward(&tokens, None).unwrap());
     let mut results = vec![plain];
-    for at in (0..2).flat_map(|i| BlockPoint::ALL.map(|p| HookPoint::Block(i, p))).chain([HookPoint::Embed]) {
+    for at in (0..2).flat_map(|i| BlockPoint::RESIDUAL.map(|p| HookPoint::Block(i, p))).chain([HookPoint::Embed]) {
         results.push(patched(at));
     }
     // The same place under two names gives the same; every other pair differs.

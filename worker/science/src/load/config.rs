@@ -68,20 +68,17 @@ fn check(config: &Config) -> Result<(), String> {
 }
 
 fn check_attention(a: &AttentionConfig, layers: usize) -> Result<(), String> {
-    if a.heads == 0 || a.groups == 0 || a.heads % a.groups != 0 {
+    if a.heads == 0 || a.groups == 0 || !a.heads.is_multiple_of(a.groups) {
         return Err(format!("has {} attention heads, which {} key-value heads cannot share", a.heads, a.groups));
     }
-    if a.head == 0 || (a.rotary.is_some() && a.head % 2 != 0) {
+    if a.head == 0 || (a.rotary.is_some() && !a.head.is_multiple_of(2)) {
         return Err(format!("has heads of {} elements; rotary positions need an even number", a.head));
     }
-    if let Some(RotaryConfig { scaling: RotaryScaling::Factors(factors), .. }) = &a.rotary {
-        if factors.len() != a.head / 2 || factors.contains(&0.0) {
-            return Err(format!(
-                "has {} factors for the {} frequencies of a head, or one of them is zero",
-                factors.len(),
-                a.head / 2
-            ));
-        }
+    if let Some(RotaryConfig { scaling: RotaryScaling::Factors(factors), .. }) = &a.rotary
+        && (factors.len() != a.head / 2 || factors.contains(&0.0))
+    {
+        let found = factors.len();
+        return Err(format!("has {found} factors for {} frequencies of a head, or one of them is zero", a.head / 2));
     }
     if a.windows.len() != layers {
         return Err(format!("describes the attention of {} layers out of {}", a.windows.len(), layers));
@@ -93,7 +90,7 @@ fn check_mamba2(m: &Mamba2Config) -> Result<(), String> {
     if [m.heads, m.head, m.state, m.kernel].contains(&0) {
         return Err("has a size of zero: heads, head_dim, state_size and conv_kernel must be positive".to_owned());
     }
-    if m.groups == 0 || m.heads % m.groups != 0 {
+    if m.groups == 0 || !m.heads.is_multiple_of(m.groups) {
         return Err(format!("has {} heads, which do not divide into {} groups", m.heads, m.groups));
     }
     Ok(())

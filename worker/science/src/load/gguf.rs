@@ -25,7 +25,7 @@ use names::{Change, Named, named};
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::Read,
+    io::{BufReader, Read},
     ops::Range,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -90,10 +90,10 @@ impl Gguf {
     /// Where the file is no GGUF file or is cut off, where its architecture or the type of a tensor is not known, or where
     /// it has a tensor that its architecture has not.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let mut file = File::open(path).map_err(LoadError::io(path))?;
+        let file = File::open(path).map_err(LoadError::io(path))?;
         let bytes = file.metadata().map_err(LoadError::io(path))?.len();
         let bad = |reason| LoadError::BadFile { path: path.to_owned(), reason };
-        let content = Content::read(&mut file).map_err(|e| bad(unreadable(&e)))?;
+        let content = Content::read(&mut BufReader::new(&file)).map_err(|e| bad(unreadable(&e)))?;
         let metadata = Metadata::new(&content.metadata).map_err(bad)?;
         let arch = architecture(path, metadata)?;
         let tensors = tensors(arch, &content, bytes).map_err(bad)?;
@@ -133,8 +133,8 @@ impl Gguf {
     /// Where the file is no GGUF file or is cut off, or has no tokenizer, or one of a kind that is not known.
     pub fn vocabulary(path: &Path) -> Result<GgufTokenizer, LoadError> {
         let bad = |reason| LoadError::BadFile { path: path.to_owned(), reason };
-        let mut file = File::open(path).map_err(LoadError::io(path))?;
-        let content = Content::read(&mut file).map_err(|e| bad(unreadable(&e)))?;
+        let file = File::open(path).map_err(LoadError::io(path))?;
+        let content = Content::read(&mut BufReader::new(&file)).map_err(|e| bad(unreadable(&e)))?;
         Metadata::new(&content.metadata).and_then(tokenizer::tokenizer).map_err(bad)
     }
 

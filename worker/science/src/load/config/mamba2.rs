@@ -107,3 +107,74 @@ fn steps(fields: &Fields<'_>, key: &str) -> Result<(f64, f64), LoadError> {
         _ => Err(fields.bad(format!("`{key}` is not two numbers, the smaller one first"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::of;
+    use crate::{
+        load::LoadError,
+        model::language::{Config, MixerConfig},
+    };
+    use serde_json::{Value, json};
+    use std::path::Path;
+
+    fn read(json: Value) -> Result<Config, LoadError> {
+        of(Path::new("config.json"), &json).map(|(config, _)| config)
+    }
+
+    fn with(mut json: Value, key: &str, value: Value) -> Value {
+        json[key] = value;
+        json
+    }
+
+    /// The sizes of Mamba-2 8B (Waleffe et al. 2024).
+    fn large() -> Value {
+        json!({
+            "model_type": "mamba2", "hidden_size": 4096, "num_hidden_layers": 56, "num_heads": 128, "head_dim": 64,
+            "n_groups": 8, "state_size": 128, "vocab_size": 256_000, "norm_before_gate": true, "chunk_size": 128,
+            "tie_word_embeddings": false, "time_step_limit": [0.0, {"__float__": "Infinity"}]
+        })
+    }
+
+    /// As published with the 2.7B model.
+    fn original() -> Value {
+        json!({
+            "d_model": 2560, "d_intermediate": 0, "n_layer": 64, "vocab_size": 50_277, "ssm_cfg": {"layer": "Mamba2"},
+            "attn_layer_idx": [], "attn_cfg": {}, "rms_norm": true, "residual_in_fp32": true, "fused_add_norm": true,
+            "pad_vocab_size_multiple": 16, "tie_embeddings": true
+        })
+    }
+
+    #[test]
+    fn published_configurations_are_read() {
+        let config = read(large()).unwrap();
+        let MixerConfig::Mamba2(mamba2) = config.mixer else { panic!("{config:?}") };
+        assert_eq!((config.layers, config.width, config.vocabulary, config.context), (56, 4096, 256_000, None));
+        assert_eq!((mamba2.heads, mamba2.head, mamba2.groups, mamba2.state, mamba2.kernel), (128, 64, 8, 128, 4));
+        assert!(!config.unembedding.tied && mamba2.wide_residual && mamba2.conv_bias && !mamba2.bias);
+        assert_eq!(mamba2.steps, (0.0, f64::INFINITY));
+
+        let config = read(original()).unwrap();
+        let MixerConfig::Mamba2(mamba2) = config.mixer else { panic!("{config:?}") };
+        assert_eq!((config.layers, config.width, config.vocabulary, config.arch), (64, 2560, 50_288, "mamba2"));
+        assert_eq!((mamba2.heads, mamba2.head, mamba2.groups, mamba2.state), (80, 64, 1, 128));
+        assert!(config.unembedding.tied);
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_refused_by_name() {
+        for (json, wanted) in [
+            (with(large(), "num_heads", json!(100)), "times `head_dim` 64"),
+            (with(large(), "n_groups", json!(3)), "3 groups"),
+            (with(large(), "hidden_act", json!("gelu_new")), "`hidden_act`"),
+            (with(large(), "time_step_limit", json!([1.0])), "`time_step_limit`"),
+            (with(original(), "attn_layer_idx", json!([9, 18])), "`attn_layer_idx`"),
+            (with(original(), "d_intermediate", json!(64)), "`d_intermediate`"),
+            (with(original(), "ssm_cfg", json!({})), "Mamba1"),
+            (with(original(), "ssm_cfg", json!({"layer": "Mamba2", "norm_before_gate": true})), "`norm_before_gate`"),
+        ] {
+            let message = read(json).unwrap_err().to_string();
+            assert!(message.contains(wanted), "{message}");
+        }
+    }
+}

@@ -164,10 +164,9 @@ pub fn named(arch: Arch, stored: &str) -> Option<Named> {
             (format!("{blocks}.{}.", block.parse::<usize>().ok()?), rest)
         }
     };
-    if arch == Arch::Mamba2 {
-        if let Some((_, name, change)) = MAMBA2_PARAMETERS.iter().find(|(file, ..)| *file == rest) {
-            return Some(Named { name: format!("{prefix}{name}"), change: *change });
-        }
+    let whole = if arch == Arch::Mamba2 { MAMBA2_PARAMETERS } else { &[] };
+    if let Some((_, name, change)) = whole.iter().find(|(file, ..)| *file == rest) {
+        return Some(Named { name: format!("{prefix}{name}"), change: *change });
     }
     let (module, kind) = rest.split_once('.')?;
     let (_, name, change) = modules(arch).into_iter().flatten().find(|(file, ..)| *file == module)?;

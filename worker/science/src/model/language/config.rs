@@ -1,5 +1,6 @@
 //! What distinguishes the architectures: each is a value of [`Config`], none has code of its own.
 
+use crate::hook::BlockPoint;
 use taskvec_kernels::Activation;
 
 /// A decoder: embedding, blocks that add to a residual stream, a norm and the unembedding.
@@ -172,6 +173,14 @@ impl Config {
         match &self.mixer {
             MixerConfig::Attention(attention) => Some(attention.heads),
             MixerConfig::Mamba2(_) => None,
+        }
+    }
+
+    /// Where the activations of a block can be seen and replaced, in the order of the pass.
+    pub fn points(&self) -> &'static [BlockPoint] {
+        match self.mixer {
+            MixerConfig::Attention(_) => &BlockPoint::TRANSFORMER,
+            MixerConfig::Mamba2(_) => &BlockPoint::MAMBA2,
         }
     }
 

@@ -164,7 +164,7 @@ fn a_row_does_not_see_the_others_and_goes_on_where_it_was_cut() {
         for piece in [row.start..row.start + 8, row.start + 8..row.end] {
             let alone = Case {
                 sizes: case.sizes,
-                rows: vec![0..piece.len()],
+                rows: rows(&[piece.len()]),
                 mixed: case.mixed[piece.start * case.sizes.mixed()..piece.end * case.sizes.mixed()].to_vec(),
                 step: case.step[piece.start * case.sizes.heads..piece.end * case.sizes.heads].to_vec(),
                 rate: case.rate.clone(),
