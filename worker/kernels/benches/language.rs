@@ -20,7 +20,7 @@ const ATTEND: Attend = Attend { scale: 0.125, softcap: None, window: None };
 /// Bytes that fit into no cache.
 const MANY: usize = 128 << 20;
 
-type Op = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
+type Op = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Sync>;
 
 struct Case {
     name: String,

@@ -7,10 +7,10 @@
 
 use crate::{
     Attend, Span, attend_backward,
-    attend_block::{Inputs, Keys, Lanes, Scratch, blocks},
+    attend_block::{Inputs, Keys, Lanes, Scratch, blocks, vectors},
     buffer::{by_dtype, element_type, filled, in_rows, rows, stored},
     dispatch::{Isa, dispatch},
-    float::Float,
+    float::{Float, LANES},
     linear::Gradients,
     par::{self, Shared},
     tile::{Left, add_product},
@@ -178,15 +178,16 @@ dispatch! {
 #[inline(always)]
 fn attend_block<T: Float, I: Isa>(scratch: &mut Scratch<T>, inputs: Inputs<'_, T>, block: Lanes<'_>) {
     let (lanes, wide) = (block.padded(), scratch.wide);
-    scratch.begin(inputs, block);
-    scratch.largest[..lanes].fill(T::of(LOW));
-    scratch.sums[..lanes].fill(T::zero());
+    scratch.begin::<I>(inputs, block);
+    scratch.largest.fill([T::of(LOW); LANES]);
+    scratch.sums.fill([T::zero(); LANES]);
     scratch.out[..lanes * wide].fill(T::zero());
     for keys in block.keys(inputs.how.window) {
         scratch.load_keys(inputs, block, &keys);
         scratch.scores::<I>(inputs.how, block, &keys);
         soften::<T, I>(scratch, lanes, &keys);
-        for (row, &factor) in scratch.out.chunks_exact_mut(wide).zip(&scratch.factors[..lanes]) {
+        for (row, &factor) in scratch.out.chunks_exact_mut(wide).zip(scratch.factors.as_flattened()).take(block.count())
+        {
             if factor != T::of(1.0) {
                 for x in row {
                     *x *= factor;
@@ -206,28 +207,27 @@ const LOW: f64 = -1e30;
 /// them to the sums, and leaves in `factors` by how much what was computed before shrinks.
 #[inline(always)]
 fn soften<T: Float, I: Isa>(scratch: &mut Scratch<T>, lanes: usize, keys: &Keys) {
-    let Scratch { scores, first, last, largest, sums, factors, .. } = scratch;
-    let (first, last) = (&first[..lanes], &last[..lanes]);
-    let (largest, sums, factors) = (&mut largest[..lanes], &mut sums[..lanes], &mut factors[..lanes]);
-    factors.copy_from_slice(largest);
-    for (key, scores) in keys.positions().zip(scores.chunks_exact(lanes)) {
-        for lane in 0..lanes {
-            let seen = (first[lane] <= key) & (key <= last[lane]);
-            let score = if seen { scores[lane] } else { T::of(LOW) };
-            largest[lane] = if score > largest[lane] { score } else { largest[lane] };
+    for v in 0..lanes / LANES {
+        let (seen, mut largest, mut sums) = (scratch.seen[v], scratch.largest[v], scratch.sums[v]);
+        for (key, scores) in keys.positions().zip(vectors(&mut scratch.scores, v, lanes)) {
+            for lane in 0..LANES {
+                let score = if seen.by(lane, key) { scores[lane] } else { T::of(LOW) };
+                largest[lane] = if score > largest[lane] { score } else { largest[lane] };
+            }
         }
-    }
-    for lane in 0..lanes {
-        factors[lane] = (factors[lane] - largest[lane]).exponential::<I>();
-        sums[lane] *= factors[lane];
-    }
-    for (key, scores) in keys.positions().zip(scores.chunks_exact_mut(lanes)) {
-        for lane in 0..lanes {
-            let seen = (first[lane] <= key) & (key <= last[lane]);
-            let e = (scores[lane] - largest[lane]).exponential::<I>();
-            scores[lane] = if seen { e } else { T::zero() };
-            sums[lane] += scores[lane];
+        let mut factors = scratch.largest[v];
+        for lane in 0..LANES {
+            factors[lane] = (factors[lane] - largest[lane]).exponential::<I>();
+            sums[lane] *= factors[lane];
         }
+        for (key, scores) in keys.positions().zip(vectors(&mut scratch.scores, v, lanes)) {
+            for lane in 0..LANES {
+                let e = (scores[lane] - largest[lane]).exponential::<I>();
+                scores[lane] = if seen.by(lane, key) { e } else { T::zero() };
+                sums[lane] += scores[lane];
+            }
+        }
+        (scratch.largest[v], scratch.sums[v], scratch.factors[v]) = (largest, sums, factors);
     }
 }
 
@@ -241,7 +241,7 @@ fn store<T: Float>(
 ) {
     for lane in 0..block.count() {
         let (query, head) = block.at(lane);
-        let share = T::of(1.0) / scratch.sums[lane];
+        let share = T::of(1.0) / scratch.sums.as_flattened()[lane];
         // SAFETY: no other block has this query and head.
         let out = unsafe { out.part(query * inputs.q.width + head * inputs.dim, inputs.dim) };
         for (out, &sum) in out.iter_mut().zip(&scratch.out[lane * scratch.wide..]) {
@@ -250,7 +250,7 @@ fn store<T: Float>(
         if let Some(kept) = kept {
             // SAFETY: as above; there are two numbers for each query and head.
             let kept = unsafe { kept.part((query * inputs.heads() + head) * 2, 2) };
-            kept.copy_from_slice(&[scratch.largest[lane], share]);
+            kept.copy_from_slice(&[scratch.largest.as_flattened()[lane], share]);
         }
     }
 }

@@ -6,13 +6,14 @@
 
 use crate::{
     Attend, Span,
-    attend_block::{Inputs, KEYS, Keys, Lanes, Scratch, blocks},
+    attend_block::{Inputs, KEYS, Keys, Lanes, Scratch, blocks, vectors},
     buffer::{Rows, filled, read, read_rows},
     dispatch::{Isa, dispatch},
-    float::{Float, lane_sum},
+    float::{Float, LANES, lane_sum},
     linear::Gradients,
     par::{self, Shared},
     tile::{Left, Wanted, add_product, product},
+    transpose::transpose,
 };
 use candle_core::{Result, Tensor};
 use std::{mem::MaybeUninit, ops::Range};
@@ -74,10 +75,9 @@ struct Given<'a, T> {
     kept: &'a [T],
 }
 
-/// Memory of a block beside what the forward has: rows of the queries (scaled), of the gradient, of dQ: (lanes, wide);
-/// the gradient as (D, lanes); slopes of the cap and dP, then dS: (keys, lanes); dK or dV: (keys, wide).
+/// Memory of a block beside what the forward has: rows of the gradient and of dQ, (lanes, wide); the gradient transposed,
+/// (wide, lanes); slopes of the cap and dP, then dS: (keys, lanes); dK or dV: (keys, wide).
 struct Slopes<T> {
-    q: Vec<T>,
     grad: Vec<T>,
     dq: Vec<T>,
     transposed: Vec<T>,
@@ -89,14 +89,13 @@ struct Slopes<T> {
 }
 
 impl<T: Float> Slopes<T> {
-    fn new(scratch: &Scratch<T>, dim: usize, capped: bool) -> Self {
-        let (lanes, wide) = (scratch.sums.len(), scratch.wide);
+    fn new(scratch: &Scratch<T>, capped: bool) -> Self {
+        let (lanes, wide) = (scratch.sums.len() * LANES, scratch.wide);
         let zeros = |len: usize| vec![T::zero(); len];
         Self {
-            q: zeros(lanes * wide),
             grad: zeros(lanes * wide),
             dq: zeros(lanes * wide),
-            transposed: zeros(dim * lanes),
+            transposed: zeros(wide * lanes),
             cap: zeros(if capped { KEYS * lanes } else { 0 }),
             scores: zeros(KEYS * lanes),
             keys: zeros(KEYS * wide),
@@ -105,22 +104,25 @@ impl<T: Float> Slopes<T> {
     }
 
     #[inline(always)]
-    fn begin(&mut self, scratch: &mut Scratch<T>, inputs: Inputs<'_, T>, given: Given<'_, T>, block: Lanes<'_>) {
-        scratch.begin(inputs, block);
-        let (lanes, wide, dim, scale) = (block.padded(), scratch.wide, inputs.dim, T::of(inputs.how.scale));
+    fn begin<I: Isa>(
+        &mut self,
+        scratch: &mut Scratch<T>,
+        inputs: Inputs<'_, T>,
+        given: Given<'_, T>,
+        block: Lanes<'_>,
+    ) {
+        scratch.begin::<I>(inputs, block);
+        let (lanes, wide, dim) = (block.padded(), scratch.wide, inputs.dim);
         for lane in 0..block.count() {
             let (query, head) = block.at(lane);
-            let [q, grad, out] = [inputs.q, given.grad, given.out].map(|rows| &rows.row(query)[head * dim..][..dim]);
-            let row = lane * wide..lane * wide + dim;
-            for (to, &from) in self.q[row.clone()].iter_mut().zip(q) {
-                *to = from * scale;
-            }
-            self.grad[row].copy_from_slice(grad);
-            self.transposed[lane..].iter_mut().step_by(lanes).zip(grad).for_each(|(to, &from)| *to = from);
+            let [grad, out] = [given.grad, given.out].map(|rows| &rows.row(query)[head * dim..][..dim]);
+            self.grad[lane * wide..][..dim].copy_from_slice(grad);
             self.means[lane] = lane_sum([grad, out], |[grad, out]| grad * out);
-            let kept = (query * inputs.heads() + head) * 2;
-            (scratch.largest[lane], scratch.sums[lane]) = (given.kept[kept], given.kept[kept + 1]);
+            let kept = &given.kept[(query * inputs.heads() + head) * 2..][..2];
+            scratch.largest.as_flattened_mut()[lane] = kept[0];
+            scratch.sums.as_flattened_mut()[lane] = kept[1];
         }
+        transpose::<T, I>(&mut self.transposed, &self.grad, (lanes, wide), (wide, lanes));
         self.dq[..lanes * wide].fill(T::zero());
     }
 
@@ -134,13 +136,13 @@ impl<T: Float> Slopes<T> {
                 *slope = T::of(1.0) - tangent * tangent;
             }
         }
-        let Scratch { scores, first, last, largest, sums, .. } = scratch;
-        let (first, last, largest, shares) = (&first[..lanes], &last[..lanes], &largest[..lanes], &sums[..lanes]);
-        for (key, scores) in keys.positions().zip(scores.chunks_exact_mut(lanes)) {
-            for lane in 0..lanes {
-                let seen = (first[lane] <= key) & (key <= last[lane]);
-                let p = (scores[lane] - largest[lane]).exponential::<I>() * shares[lane];
-                scores[lane] = if seen { p } else { T::zero() };
+        for v in 0..lanes / LANES {
+            let (seen, largest, shares) = (scratch.seen[v], scratch.largest[v], scratch.sums[v]);
+            for (key, scores) in keys.positions().zip(vectors(&mut scratch.scores, v, lanes)) {
+                for lane in 0..LANES {
+                    let p = (scores[lane] - largest[lane]).exponential::<I>() * shares[lane];
+                    scores[lane] = if seen.by(lane, key) { p } else { T::zero() };
+                }
             }
         }
     }
@@ -171,9 +173,9 @@ dispatch! {
         targets: [Option<Shared<T>>; 3],
     ) {
         let mut scratch = Scratch::new(blocks, inputs.dim);
-        let mut slopes = Slopes::new(&scratch, inputs.dim, inputs.how.softcap.is_some());
+        let mut slopes = Slopes::new(&scratch, inputs.how.softcap.is_some());
         for block in blocks {
-            slopes.begin(&mut scratch, inputs, given, *block);
+            slopes.begin::<I>(&mut scratch, inputs, given, *block);
             for keys in block.keys(inputs.how.window) {
                 scratch.load_keys(inputs, *block, &keys);
                 scratch.scores::<I>(inputs.how, *block, &keys);
@@ -215,7 +217,7 @@ fn block_of_keys<T: Float, I: Isa>(
     slopes.of_scores(&scratch.scores, lanes, keys);
     if let Some(dk) = dk {
         let ds = Left(&slopes.scores, lanes, 1);
-        product::<T, I>(&mut slopes.keys, ds, &slopes.q, (wide, wide), keys.count, by_key);
+        product::<T, I>(&mut slopes.keys, ds, &scratch.queries, (wide, wide), keys.count, by_key);
         add_keys(&slopes.keys, wide, inputs, block, keys, dk);
     }
     if dq.is_some() {

@@ -6,6 +6,7 @@ use crate::{
     dispatch::Isa,
     float::{Float, LANES},
     tile::{Left, Wanted, product},
+    transpose::transpose,
 };
 use std::ops::Range;
 
@@ -115,23 +116,43 @@ impl Keys {
     }
 }
 
-/// Memory for one block: (D, lanes) for the queries; (keys, wide) for keys and values, where `wide` is D rounded up to
-/// whole vectors; (keys, lanes) for scores; (lanes, wide) for the result.
+/// Memory for one block, where `wide` is D rounded up to whole vectors: (lanes, wide) for the queries, (wide, lanes) for
+/// them transposed; (keys, wide) for keys and values; (keys, lanes) for scores; (lanes, wide) for the result.
 pub struct Scratch<T> {
     dim: usize,
     pub wide: usize,
-    queries: Vec<T>,
+    pub queries: Vec<T>,
+    transposed: Vec<T>,
     pub k: Vec<T>,
     pub v: Vec<T>,
     pub scores: Vec<T>,
     pub out: Vec<T>,
-    /// The first and the last key that each lane sees.
-    pub first: Vec<u32>,
-    pub last: Vec<u32>,
-    /// Of each lane: the largest score, the sum of exponentials, and by how much what was computed before shrinks.
-    pub largest: Vec<T>,
-    pub sums: Vec<T>,
-    pub factors: Vec<T>,
+    /// By vectors of lanes: the keys that each sees, the largest score, the sum of exponentials, and by how much what
+    /// was computed before shrinks.
+    pub seen: Vec<Seen>,
+    pub largest: Vec<[T; LANES]>,
+    pub sums: Vec<[T; LANES]>,
+    pub factors: Vec<[T; LANES]>,
+}
+
+/// The first and the last key that each lane of a vector sees.
+#[derive(Clone, Copy, Default)]
+pub struct Seen {
+    first: [u32; LANES],
+    last: [u32; LANES],
+}
+
+impl Seen {
+    #[inline(always)]
+    pub fn by(&self, lane: usize, key: u32) -> bool {
+        (self.first[lane] <= key) & (key <= self.last[lane])
+    }
+}
+
+/// One vector of lanes of a matrix (keys, lanes), key by key.
+#[inline(always)]
+pub fn vectors<T>(matrix: &mut [T], vector: usize, lanes: usize) -> impl Iterator<Item = &mut [T; LANES]> {
+    matrix.chunks_exact_mut(lanes).filter_map(move |row| row[vector * LANES..].first_chunk_mut())
 }
 
 impl<T: Float> Scratch<T> {
@@ -143,37 +164,35 @@ impl<T: Float> Scratch<T> {
         Self {
             dim,
             wide,
-            queries: zeros(dim * lanes),
+            queries: zeros(lanes * wide),
+            transposed: zeros(wide * lanes),
             k: zeros(KEYS * wide),
             v: zeros(KEYS * wide),
             scores: zeros(KEYS * lanes),
             out: zeros(lanes * wide),
-            first: vec![0; lanes],
-            last: vec![0; lanes],
-            largest: zeros(lanes),
-            sums: zeros(lanes),
-            factors: zeros(lanes),
+            seen: vec![Seen::default(); lanes / LANES],
+            largest: vec![[T::zero(); LANES]; lanes / LANES],
+            sums: vec![[T::zero(); LANES]; lanes / LANES],
+            factors: vec![[T::zero(); LANES]; lanes / LANES],
         }
     }
 
-    /// Loads a block's queries, scaled, and which keys they see. Lanes that only pad see key 0 with a query of zeros.
+    /// Loads a block's queries, scaled, and which keys they see. What stands in lanes that only pad is not used.
     #[inline(always)]
-    pub fn begin(&mut self, inputs: Inputs<'_, T>, block: Lanes<'_>) {
-        let (lanes, scale) = (block.padded(), T::of(inputs.how.scale));
-        for lane in 0..lanes {
-            if lane >= block.count() {
-                (self.first[lane], self.last[lane]) = (0, 0);
-                self.queries.iter_mut().skip(lane).step_by(lanes).take(inputs.dim).for_each(|q| *q = T::zero());
-                continue;
-            }
+    pub fn begin<I: Isa>(&mut self, inputs: Inputs<'_, T>, block: Lanes<'_>) {
+        let scale = T::of(inputs.how.scale);
+        for (lane, to) in self.queries.chunks_exact_mut(self.wide).enumerate().take(block.count()) {
             let seen = block.seen(lane / block.heads, inputs.how.window);
-            (self.first[lane], self.last[lane]) = (seen.start as u32, seen.end as u32 - 1);
+            let lanes = &mut self.seen[lane / LANES];
+            (lanes.first[lane % LANES], lanes.last[lane % LANES]) = (seen.start as u32, seen.end as u32 - 1);
             let (query, head) = block.at(lane);
             let from = &inputs.q.row(query)[head * inputs.dim..][..inputs.dim];
-            for (to, &from) in self.queries[lane..].iter_mut().step_by(lanes).zip(from) {
+            for (to, &from) in to.iter_mut().zip(from) {
                 *to = from * scale;
             }
         }
+        let lanes = block.padded();
+        transpose::<T, I>(&mut self.transposed, &self.queries, (lanes, self.wide), (self.wide, lanes));
     }
 
     #[inline(always)]
@@ -190,8 +209,8 @@ impl<T: Float> Scratch<T> {
     #[inline(always)]
     pub fn scores<I: Isa>(&mut self, how: &Attend, block: Lanes<'_>, keys: &Keys) {
         let lanes = block.padded();
-        let Self { dim, k, queries, scores, .. } = self;
-        product::<T, I>(scores, Left(k, self.wide, 1), queries, (lanes, lanes), keys.count, |_| Wanted {
+        let Self { dim, k, transposed, scores, .. } = self;
+        product::<T, I>(scores, Left(k, self.wide, 1), transposed, (lanes, lanes), keys.count, |_| Wanted {
             terms: 0..*dim,
             columns: lanes,
         });

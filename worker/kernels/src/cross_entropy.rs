@@ -88,8 +88,11 @@ dispatch! {
     /// The largest of some logits and the sum of exponentials relative to it.
     fn sum<T: Float, I: Isa>(row: &[T]) -> (f64, f64) {
         let largest = lane_max(row);
-        let pieces = row.chunks(PIECE).map(|piece| lane_sum([piece], |[x]| (x - largest).exponential::<I>()).to_f64());
-        (largest.to_f64(), pieces.sum())
+        let mut sum = 0.0;
+        for piece in row.chunks(PIECE) {
+            sum += lane_sum([piece], |[x]| (x - largest).exponential::<I>()).to_f64();
+        }
+        (largest.to_f64(), sum)
     }
 }
 

@@ -6,6 +6,7 @@
 use crate::{
     float::Float,
     tile::{Operands, Sums},
+    transpose::{self, SIDE},
 };
 
 /// An instruction set a loop is compiled for.
@@ -19,6 +20,12 @@ pub trait Isa {
     /// # Safety
     /// As for `Operands::tile`, on a machine that has the instruction set.
     unsafe fn tile<T: Float>(operands: Operands<T>) -> Sums<T>;
+
+    /// A block of a transpose.
+    ///
+    /// # Safety
+    /// As for `transpose::plain`, on a machine that has the instruction set.
+    unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize);
 }
 
 /// Any processor.
@@ -34,6 +41,12 @@ impl Isa for Plain {
     unsafe fn tile<T: Float>(operands: Operands<T>) -> Sums<T> {
         // SAFETY: as the caller promises.
         unsafe { operands.tile::<Self>() }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { transpose::plain(rows, to, distance) }
     }
 }
 
@@ -53,6 +66,12 @@ macro_rules! x86 {
             unsafe fn tile<T: Float>(operands: Operands<T>) -> Sums<T> {
                 // SAFETY: as the caller promises.
                 unsafe { T::$tile(operands) }
+            }
+
+            #[inline(always)]
+            unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize) {
+                // SAFETY: as the caller promises; AVX-512 has AVX2.
+                unsafe { T::transpose_avx2(rows, to, distance) }
             }
         }
     };

@@ -3,6 +3,7 @@
 use crate::{
     dispatch::{Isa, Plain},
     tile::{Operands, Sums},
+    transpose::{self, SIDE},
     weight::Block,
 };
 use candle_core::{CpuStorage, Result, WithDType};
@@ -45,6 +46,17 @@ pub trait Float: WithDType {
         unsafe { operands.tile::<Plain>() }
     }
 
+    /// See [`crate::transpose`]; the plain loop unless there is a better one.
+    ///
+    /// # Safety
+    /// As for `transpose::plain`; the machine has AVX2.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn transpose_avx2(rows: [*const Self; SIDE], to: *mut Self, distance: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { transpose::plain(rows, to, distance) }
+    }
+
     /// Computes a piece of a product by panels (see [`crate::panel`]); false where there is no such way.
     #[inline(always)]
     fn by_panels(_: &Block<'_, Self>) -> bool {
@@ -65,6 +77,13 @@ pub trait Float: WithDType {
 }
 
 impl Float for f32 {
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn transpose_avx2(rows: [*const Self; SIDE], to: *mut Self, distance: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { transpose::avx2(rows, to, distance) }
+    }
+
     #[cfg(target_arch = "x86_64")]
     fn by_panels(block: &Block<'_, Self>) -> bool {
         crate::panel::product(block)

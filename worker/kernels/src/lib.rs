@@ -37,6 +37,7 @@ mod rms_norm;
 mod rotate;
 mod sum;
 mod tile;
+mod transpose;
 mod weight;
 
 pub use adam::Adam;

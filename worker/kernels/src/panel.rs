@@ -7,7 +7,8 @@
 
 use crate::{
     float::LANES,
-    weight::{Block, Brain, COLUMNS, Elements, Order},
+    transpose::{self, Element, SIDE},
+    weight::{Block, COLUMNS, Elements, Order},
 };
 use std::{arch::x86_64::*, ops::Range};
 
@@ -95,42 +96,6 @@ fn multiply(block: &Block<'_, f32>, kernels: &Kernels, terms: Range<usize>, colu
     }
 }
 
-/// What is laid out.
-trait Element: Copy {
-    fn widened(self) -> f32;
-
-    /// # Safety
-    /// Four must be readable.
-    unsafe fn four(from: *const Self) -> __m128;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widened(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    unsafe fn four(from: *const Self) -> __m128 {
-        // SAFETY: as the caller promises.
-        unsafe { _mm_loadu_ps(from) }
-    }
-}
-
-impl Element for Brain {
-    #[inline(always)]
-    fn widened(self) -> f32 {
-        self.value()
-    }
-
-    /// The halves are put above zeros.
-    #[inline(always)]
-    unsafe fn four(from: *const Self) -> __m128 {
-        // SAFETY: as the caller promises; SSE2 is part of the target.
-        unsafe { _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(from.cast()))) }
-    }
-}
-
 /// Lays out the weights of some terms and columns as rows of `WIDE`. Columns that are missing are left as they are, and
 /// what is computed from them is not used.
 #[target_feature(enable = "avx2")]
@@ -164,9 +129,6 @@ fn lay_out<E: Element>(
     }
 }
 
-/// Columns that are transposed at a time.
-const SIDE: usize = LANES / 2;
-
 /// Up to `SIDE` columns of a panel from as many rows, which lie at a distance.
 #[inline(always)]
 fn lay_out_columns<'a, E: Element + 'a>(
@@ -191,40 +153,11 @@ fn lay_out_columns<'a, E: Element + 'a>(
         }
         // SAFETY: each column has eight elements from `term`, and `to` has eight rows of eight, `WIDE` apart. Only
         // called with AVX2.
-        unsafe { transpose(from, to.as_mut_ptr()) };
+        unsafe { transpose::avx2(from, to.as_mut_ptr(), WIDE) };
     }
     for (i, column) in columns.iter().enumerate().take(count) {
         for (term, value) in column.iter().enumerate().skip(whole) {
             panel[term * WIDE + i] = value.widened();
-        }
-    }
-}
-
-/// Eight rows of eight, as eight columns at a distance of `WIDE`.
-///
-/// # Safety
-/// Eight elements must be readable at each of `rows`, and writable at each of eight distances from `to`.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn transpose<E: Element>(rows: [*const E; SIDE], to: *mut f32) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        // Four elements of row i beside four of row i + 4, first the lower halves, then the upper.
-        for (half, offset) in [0, 4].into_iter().enumerate() {
-            let pair = |i: usize| {
-                _mm256_insertf128_ps::<1>(
-                    _mm256_castps128_ps256(E::four(rows[i].add(offset))),
-                    E::four(rows[i + 4].add(offset)),
-                )
-            };
-            let (a, b, c, d) = (pair(0), pair(1), pair(2), pair(3));
-            let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
-            let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
-            let to = to.add(half * 4 * WIDE);
-            _mm256_storeu_ps(to, _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd));
-            _mm256_storeu_ps(to.add(WIDE), _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
-            _mm256_storeu_ps(to.add(2 * WIDE), _mm256_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high));
-            _mm256_storeu_ps(to.add(3 * WIDE), _mm256_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high));
         }
     }
 }

@@ -1,0 +1,109 @@
+//! Transposing blocks of eight by eight, without which laying out a matrix anew costs as much as multiplying with it.
+
+use crate::dispatch::Isa;
+use crate::float::{Float, LANES};
+
+/// Rows and columns of a block.
+pub const SIDE: usize = LANES / 2;
+
+/// `to` = the transpose of `from`: rows of `strides.0` elements, (`rows`, `columns`) of them, to rows of `strides.1`.
+/// Rows and columns are rounded up to whole blocks.
+#[inline(always)]
+pub fn transpose<T: Float, I: Isa>(to: &mut [T], from: &[T], (rows, columns): (usize, usize), strides: (usize, usize)) {
+    let extent = |stride: usize| (SIDE - 1) * stride + SIDE;
+    for row in (0..rows).step_by(SIDE) {
+        for column in (0..columns).step_by(SIDE) {
+            let from = &from[row * strides.0 + column..][..extent(strides.0)];
+            let to = &mut to[column * strides.1 + row..][..extent(strides.1)];
+            let from = std::array::from_fn(|i| from[i * strides.0..].as_ptr());
+            // SAFETY: `from` and `to` have eight rows of eight elements; `I` is the instruction set that was
+            // dispatched to.
+            unsafe { I::transpose(from, to.as_mut_ptr(), strides.1) };
+        }
+    }
+}
+
+/// The plain loop: eight rows of eight, as eight columns at a distance.
+///
+/// # Safety
+/// Eight elements must be readable at each of `rows`, and writable at each of eight distances from `to`.
+#[inline(always)]
+pub unsafe fn plain<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize) {
+    for (i, row) in rows.into_iter().enumerate() {
+        for column in 0..SIDE {
+            // SAFETY: as the caller promises.
+            unsafe { *to.add(column * distance + i) = *row.add(column) };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Element, avx2};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::SIDE;
+    use crate::weight::Brain;
+    use std::arch::x86_64::*;
+
+    /// What can be transposed to f32.
+    pub trait Element: Copy {
+        fn widened(self) -> f32;
+
+        /// # Safety
+        /// Four must be readable.
+        unsafe fn four(from: *const Self) -> __m128;
+    }
+
+    impl Element for f32 {
+        #[inline(always)]
+        fn widened(self) -> f32 {
+            self
+        }
+
+        #[inline(always)]
+        unsafe fn four(from: *const Self) -> __m128 {
+            // SAFETY: as the caller promises.
+            unsafe { _mm_loadu_ps(from) }
+        }
+    }
+
+    impl Element for Brain {
+        #[inline(always)]
+        fn widened(self) -> f32 {
+            self.value()
+        }
+
+        /// The halves are put above zeros.
+        #[inline(always)]
+        unsafe fn four(from: *const Self) -> __m128 {
+            // SAFETY: as the caller promises; SSE2 is part of the target.
+            unsafe { _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(from.cast()))) }
+        }
+    }
+
+    /// As `plain`.
+    ///
+    /// # Safety
+    /// As for `plain`; the machine has AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn avx2<E: Element>(rows: [*const E; SIDE], to: *mut f32, distance: usize) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            // Four elements of row i beside four of row i + 4, first the left halves, then the right.
+            for half in 0..2 {
+                let (left, offset) = (|i: usize| E::four(rows[i].add(4 * half)), 4 * half * distance);
+                let pair = |i: usize| _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(left(i)), left(i + 4));
+                let (a, b, c, d) = (pair(0), pair(1), pair(2), pair(3));
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                let (ab_right, cd_right) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                let to = to.add(offset);
+                _mm256_storeu_ps(to, _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd));
+                _mm256_storeu_ps(to.add(distance), _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
+                _mm256_storeu_ps(to.add(2 * distance), _mm256_shuffle_ps::<0b01_00_01_00>(ab_right, cd_right));
+                _mm256_storeu_ps(to.add(3 * distance), _mm256_shuffle_ps::<0b11_10_11_10>(ab_right, cd_right));
+            }
+        }
+    }
+}
