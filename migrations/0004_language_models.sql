@@ -136,11 +136,14 @@ COMMENT ON COLUMN results.lens.log_prob IS 'Mean log probability (nats) of the t
 COMMENT ON COLUMN results.lens.rank IS 'Mean rank of the token among all; 1 is the first choice.';
 COMMENT ON COLUMN results.lens.n IS 'Number of prompts.';
 
--- Null has no answer that could be right, so it has no part in the line.
+-- Null has no answer that could be right, so it has no part in the line. Where all points have one TD (or one metric), sums
+-- of squares are rounding errors instead of 0, and what follows from them is nonsense: null.
 CREATE VIEW results.td_vs_icl_fit AS
 SELECT
     run_id, step, layer, site, metric,
-    regr_slope(icl, td) AS slope, regr_intercept(icl, td) AS intercept, regr_r2(icl, td) AS r2,
+    CASE WHEN min(td) < max(td) THEN regr_slope(icl, td) END AS slope,
+    CASE WHEN min(td) < max(td) THEN regr_intercept(icl, td) END AS intercept,
+    CASE WHEN min(td) < max(td) AND min(icl) < max(icl) THEN regr_r2(icl, td) END AS r2,
     regr_count(icl, td) AS n, k
 FROM results.td_vs_icl
 WHERE latent_task <> 'Null'
@@ -154,6 +157,6 @@ COMMENT ON COLUMN results.td_vs_icl_fit.site IS 'Position at which TD is read: x
 COMMENT ON COLUMN results.td_vs_icl_fit.metric IS 'mse or accuracy, as in results.icl.';
 COMMENT ON COLUMN results.td_vs_icl_fit.slope IS 'Change of the metric per unit of TD; null where all points have the same TD.';
 COMMENT ON COLUMN results.td_vs_icl_fit.intercept IS 'The metric that the line has at TD 0; null where all points have the same TD.';
-COMMENT ON COLUMN results.td_vs_icl_fit.r2 IS 'R squared: the part of the metric''s variance that the line explains, 0 to 1; null where all points have the same TD, and 1 where all have the same metric.';
+COMMENT ON COLUMN results.td_vs_icl_fit.r2 IS 'R squared: the part of the metric''s variance that the line explains, 0 to 1; null where all points have the same TD or the same metric.';
 COMMENT ON COLUMN results.td_vs_icl_fit.n IS 'Number of points.';
 COMMENT ON COLUMN results.td_vs_icl_fit.k IS 'Neighbours that vote, as in results.td.';

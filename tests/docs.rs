@@ -1,4 +1,4 @@
-//! The docs say what the program does: parts that are generated are up to date, and every query in them runs (`e2e`).
+//! The docs say what the program does: parts that are generated are up to date, and every query in them runs (`store`).
 
 use std::{fs, path::Path};
 

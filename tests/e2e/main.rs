@@ -4,6 +4,7 @@ mod cli_errors;
 mod failures;
 mod faults;
 mod identical;
+mod language;
 mod local;
 mod sql;
 mod support;

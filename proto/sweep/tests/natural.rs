@@ -211,6 +211,16 @@ fn patterns_count_for_the_limit_of_runs() {
 }
 
 #[test]
+fn jobs_are_counted_before_they_are_made() {
+    for (yaml, jobs) in [(EVALUATE, 4), (FINETUNE, 9)] {
+        let with = |jobs: u64| plan_with(yaml, "n.yaml", &Limits { jobs, ..Limits::default() }, &Told);
+        assert_eq!(with(jobs).unwrap().jobs.len() as u64, jobs);
+        let refused = with(jobs - 1).unwrap_err().to_string();
+        assert!(refused.contains(&format!("the sweep has {jobs} jobs; a sweep may have {}", jobs - 1)), "{refused}");
+    }
+}
+
+#[test]
 fn work_survives_being_stored() {
     for job in seen(EVALUATE).jobs.iter().chain(&seen(FINETUNE).jobs) {
         let text = serde_json::to_string(&job.work).unwrap();

@@ -158,6 +158,20 @@ fn points(fixture: &Value, shots: u64) -> Metrics {
 }
 
 #[tokio::test]
+async fn where_every_answer_is_equally_right_nothing_is_explained() {
+    let db = db().await;
+    let mut leader = db.lead().await;
+    leader.submit(&plan(vec![job(measure(4), Some(0), 1, vec![])]), "", 0, None).await.expect("submits");
+    let mut found = points(&line(), 4);
+    found.icl.iter_mut().for_each(|row| row.value = 0.1);
+    finish(&db, &mut leader, 1, outcome(found, vec![])).await;
+    let fits: Vec<(i32, Option<f64>, Option<f64>)> =
+        db.rows("SELECT layer, slope, r2 FROM results.td_vs_icl_fit WHERE layer > 0 ORDER BY layer").await;
+    assert_eq!(fits.len(), 2);
+    assert!(fits.iter().all(|(_, slope, r2)| slope.is_some_and(|s| s.abs() < 1e-12) && r2.is_none()), "{fits:?}");
+}
+
+#[tokio::test]
 async fn the_line_through_accuracy_and_decodability_is_that_of_scikit_learn() {
     let db = db().await;
     let mut leader = db.lead().await;

@@ -96,3 +96,21 @@ async fn the_state_of_a_run_follows_from_its_jobs() {
     finish(&db, &mut leader, 2, Default::default()).await;
     assert_eq!(db.one::<String>("SELECT state FROM results.runs").await, "done");
 }
+
+#[tokio::test]
+async fn every_query_of_the_users_guide_is_answered() {
+    let db = db().await;
+    let guide = include_str!("../../../../docs/users.md");
+    let blocks = guide.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let mut asked = 0;
+    for block in blocks {
+        for query in block.split(';').map(str::trim).filter(|q| !q.is_empty()) {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(query.to_owned()))
+                .fetch_all(&mut db.sql().await)
+                .await
+                .unwrap_or_else(|e| panic!("{query}: {e}"));
+            asked += 1;
+        }
+    }
+    assert!(asked >= 10, "only {asked} queries found");
+}
