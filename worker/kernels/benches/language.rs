@@ -1,8 +1,8 @@
-//! Microseconds per operation of a language model, fast against plain, at the sizes of SmolLM2-135M: a batch of prompts,
-//! forward and with backward, and decoding, forward only.
+//! Microseconds per operation of a language model, fast against plain, at the sizes of SmolLM2-135M: a batch of
+//! prompts, forward and with backward, and decoding, forward only.
 //!
-//! `cargo bench -p taskvec-kernels --bench language` runs all, on one thread and on two; an argument keeps only the lines
-//! that contain it. For few rows weights are given in several copies, so that none waits in a cache. Processor time
+//! `cargo bench -p taskvec-kernels --bench language` runs all, on one thread and on two; an argument keeps only the
+//! lines that contain it. For few rows weights are given in several copies, so that none waits in a cache. Processor time
 //! (of all threads, a mean) tells what a call costs even while others use the machine.
 
 mod timing;

@@ -1,5 +1,5 @@
-//! The operations that training and language models spend their time in, on candle tensors: f32 and, for gradient checks,
-//! f64, on the CPU.
+//! The operations that training and language models spend their time in, on candle tensors: f32 and, for gradient
+//! checks, f64, on the CPU.
 //!
 //! Each is a custom op with its backward, compared with the plain version in [`reference`](mod@reference) by the tests.
 //! What they share:
@@ -11,8 +11,9 @@
 //! - gradients are computed only for what is tracked.
 //!
 //! Two families:
-//! - synthetic models, of sequences of one length, (B, T, d): [`linear`](linear()), [`linear_gelu`](linear_gelu()),
-//!   [`linear_residual`](linear_residual()), [`layer_norm`](layer_norm()), [`causal_attention`], [`mse_at`], [`Adam`];
+//! - synthetic models, of sequences of one length, (B, T, d): [`linear`](linear()),
+//!   [`linear_gelu`](linear_gelu()), [`linear_residual`](linear_residual()), [`layer_norm`](layer_norm()),
+//!   [`causal_attention`], [`mse_at`], [`Adam`];
 //! - language models, of rows of any length one after the other, (N, …) (see [`Span`]): [`linear_t`](linear_t()) with
 //!   weights also in bf16, [`linear_t_residual`], [`rms_norm`](rms_norm()), [`rotate`](rotate()), [`gated`](gated()),
 //!   [`attend`](attend()), [`cross_entropy`](cross_entropy()). These take rows that lie apart (a part of a wider matrix)

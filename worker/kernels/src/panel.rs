@@ -1,8 +1,8 @@
 //! Products with a weight in f32 on x86-64, for any number of rows.
 //!
-//! A panel of the weight, 48 columns of it, is laid out anew (and widened from bf16) for the innermost loop, used for all
-//! rows at hand, and forgotten: for many rows the laying out is lost in the work, for few it hides behind the memory.
-//! Each element of the result is a sum over blocks of a fixed depth, in order, so that it does not depend on which rows
+//! A panel of the weight, 48 columns of it, is laid out anew (and widened from bf16) for the innermost loop, used for
+//! all rows at hand, and forgotten: for many rows the laying out is lost in the work, for few it hides behind the
+//! memory. Each element of the result is a sum over blocks of a fixed depth, in order, so that it does not depend on which rows
 //! and columns are computed together, nor on the kind of vectors.
 
 use crate::{
