@@ -23,3 +23,4 @@ cargo bench --locked --quiet -p taskvec-store --bench views
 
 section "operations: fused against plain"
 cargo bench --locked --quiet -p taskvec-kernels --bench ops
+cargo bench --locked --quiet -p taskvec-kernels --bench language

@@ -3,10 +3,13 @@
 //!
 //! `cargo bench -p taskvec-kernels` runs all; an argument keeps only the lines that contain it.
 
+mod timing;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use std::time::{Duration, Instant};
 use taskvec_kernels as fast;
 use taskvec_kernels::reference;
+use timing::{cpu_time, fastest};
 
 struct Shape {
     name: &'static str,
@@ -89,18 +92,6 @@ fn cases(s: &Shape) -> Result<Vec<Case>> {
     ])
 }
 
-/// The fastest of the calls that fit into a quarter of a second.
-fn fastest(mut call: impl FnMut() -> Result<()>) -> Result<Duration> {
-    call()?;
-    let (begin, mut best) = (Instant::now(), Duration::MAX);
-    while begin.elapsed() < Duration::from_millis(250) {
-        let start = Instant::now();
-        call()?;
-        best = best.min(start.elapsed());
-    }
-    Ok(best)
-}
-
 /// Forward, and forward with backward. `backward` of a custom op's result seeds a gradient of ones.
 fn time(case: &Case, op: Op, heads: usize) -> Result<(f64, f64)> {
     let plain: Vec<Var> = case.args.clone();
@@ -140,15 +131,6 @@ impl Block {
         let a = fast::linear_gelu(&a, &p[8], &p[9])?;
         fast::linear_residual(&a, &p[10], &p[11], &x)
     }
-}
-
-/// Processor time of all threads, where the system tells: what a step costs even while others use the machine.
-fn cpu_time() -> Option<Duration> {
-    let nanoseconds = |task: std::io::Result<std::fs::DirEntry>| {
-        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
-    };
-    std::fs::read_dir("/proc/self/task").ok()?.map(nanoseconds).sum()
 }
 
 /// A training step of the blocks alone: forward, backward and Adam.

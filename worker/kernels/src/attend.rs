@@ -2,8 +2,8 @@
 //! memory.
 //!
 //! Some queries of a span and all heads of one group are a block's lanes; scores lie as (keys, lanes), so that softmax
-//! runs along the lanes and keys are used as they lie in memory. The backward computes the probabilities again from each
-//! lane's largest score and sum, which the forward keeps where gradients are wanted.
+//! runs along the lanes and keys are used as they lie in memory. The backward computes the probabilities again from
+//! each lane's largest score and sum, which the forward keeps where gradients are wanted.
 
 use crate::{
     Attend, Span, attend_backward,
@@ -60,7 +60,7 @@ fn check_spans(spans: &[Span], queries: usize, keys: usize) -> Result<()> {
     for (i, span) in spans.iter().enumerate() {
         if span.queries.start != next || span.queries.end < next || span.queries.end > queries {
             candle_core::bail!(
-                "attend: span {i} has queries {:?}, where {next}.. of {queries} come next; spans must cover them in order",
+                "attend: span {i} has queries {:?}, where {next}.. of {queries} come next; spans cover them in order",
                 span.queries
             );
         }

@@ -75,8 +75,8 @@ struct Given<'a, T> {
     kept: &'a [T],
 }
 
-/// Memory of a block beside what the forward has: rows of the gradient and of dQ, (lanes, wide); the gradient transposed,
-/// (wide, lanes); slopes of the cap and dP, then dS: (keys, lanes); dK or dV: (keys, wide).
+/// Memory of a block beside what the forward has: rows of the gradient and of dQ, (lanes, wide); the gradient
+/// transposed, (wide, lanes); slopes of the cap and dP, then dS: (keys, lanes); dK or dV: (keys, wide).
 struct Slopes<T> {
     grad: Vec<T>,
     dq: Vec<T>,

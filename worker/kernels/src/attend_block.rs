@@ -116,8 +116,8 @@ impl Keys {
     }
 }
 
-/// Memory for one block, where `wide` is D rounded up to whole vectors: (lanes, wide) for the queries, (wide, lanes) for
-/// them transposed; (keys, wide) for keys and values; (keys, lanes) for scores; (lanes, wide) for the result.
+/// Memory for one block, where `wide` is D rounded up to whole vectors: (lanes, wide) for the queries, (wide, lanes)
+/// for them transposed; (keys, wide) for keys and values; (keys, lanes) for scores; (lanes, wide) for the result.
 pub struct Scratch<T> {
     dim: usize,
     pub wide: usize,

@@ -51,7 +51,8 @@ impl CustomOp1 for CrossEntropy {
         by_dtype!(element_type(logits), self.name(), T => {
             let logits = rows::<T>(logits, layout, 1)?;
             let mut norms = vec![(0.0, 0.0); logits.count];
-            par::each(logits.count * logits.width / 2, norms.iter_mut().enumerate(), |(i, norm)| *norm = sum(logits.row(i)));
+            let jobs = norms.iter_mut().enumerate();
+            par::each(logits.count * logits.width / 2, jobs, |(i, norm)| *norm = sum(logits.row(i)));
             let losses = norms.iter().zip(&self.targets).enumerate().map(|(i, ((largest, sum), target))| {
                 sum.ln() + (largest - logits.row(i)[*target as usize].to_f64())
             });

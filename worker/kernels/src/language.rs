@@ -1,8 +1,9 @@
-//! What the operations of language models share: how tokens of several sequences lie one after the other, without padding.
+//! What the operations of language models share: how tokens of several sequences lie one after the other, without
+//! padding.
 //!
-//! Activations are (N, …) for the N tokens of all rows together. A [`Span`] says which of them are one row's queries and
-//! which keys those may see, so that rows of any length, a cache of earlier keys and a prefix that several rows share are
-//! the same thing.
+//! Activations are (N, …) for the N tokens of all rows together. A [`Span`] says which of them are one row's queries
+//! and which keys those may see, so that rows of any length, a cache of earlier keys and a prefix that several rows
+//! share are the same thing.
 
 use candle_core::Tensor;
 use std::ops::Range;
@@ -22,8 +23,9 @@ pub struct Rotary {
     pub sin: Tensor,
 }
 
-/// One row: its queries, and the keys they see. The row's keys are those of `prefix` followed by those of `keys`; its last
-/// query stands at the last key, the one before at the last but one, and so on. A query sees the keys up to its own.
+/// One row: its queries, and the keys they see. The row's keys are those of `prefix` followed by those of `keys`; its
+/// last query stands at the last key, the one before at the last but one, and so on. A query sees the keys up to its
+/// own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Indices into the queries; the spans of one call cover all queries in order.

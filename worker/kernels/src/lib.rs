@@ -1,12 +1,23 @@
-//! The operations that training spends its time in, on candle tensors: f32 and, for gradient checks, f64, on the CPU.
+//! The operations that training and language models spend their time in, on candle tensors: f32 and, for gradient
+//! checks, f64, on the CPU.
 //!
-//! Each is one file: a custom op with its backward, compared with the plain version in [`reference`](mod@reference) by
-//! the tests. What they share:
+//! Each is a custom op with its backward, compared with the plain version in [`reference`](mod@reference) by the tests.
+//! What they share:
 //! - results do not depend on the number of threads: work is split into pieces of a fixed size and partial sums are
-//!   added in a fixed order. Threads are those of the rayon pool the caller is in;
+//!   added in a fixed order, or no sum depends on how the work is split. Threads are those of the rayon pool the caller
+//!   is in;
 //! - loops are compiled for AVX-512, AVX2 and the plain target and chosen when called (`dispatch`);
 //! - input may be strided; NaN in gives NaN out;
 //! - gradients are computed only for what is tracked.
+//!
+//! Two families:
+//! - synthetic models, of sequences of one length, (B, T, d): [`linear`](linear()),
+//!   [`linear_gelu`](linear_gelu()), [`linear_residual`](linear_residual()), [`layer_norm`](layer_norm()),
+//!   [`causal_attention`], [`mse_at`], [`Adam`];
+//! - language models, of rows of any length one after the other, (N, …) (see [`Span`]): [`linear_t`](linear_t()) with
+//!   weights also in bf16, [`linear_t_residual`], [`rms_norm`](rms_norm()), [`rotate`](rotate()), [`gated`](gated()),
+//!   [`attend`](attend()), [`cross_entropy`](cross_entropy()). These take rows that lie apart (a part of a wider matrix)
+//!   without a copy, but for `linear_t`, which copies them.
 //!
 //! This is the only crate of the workspace that may use `unsafe`.
 

@@ -1,8 +1,8 @@
 //! Products with a weight in f32 on x86-64, for any number of rows.
 //!
-//! A panel of the weight, 48 columns of it, is laid out anew (and widened from bf16) for the innermost loop, used for all
-//! rows at hand, and forgotten: for many rows the laying out is lost in the work, for few it hides behind the memory.
-//! Each element of the result is a sum over blocks of a fixed depth, in order, so that it does not depend on which rows
+//! A panel of the weight, 48 columns of it, is laid out anew (and widened from bf16) for the innermost loop, used for
+//! all rows at hand, and forgotten: for many rows the laying out is lost in the work, for few it hides behind the
+//! memory. Each element of the result is a sum over blocks of a fixed depth, in order, so that it does not depend on which rows
 //! and columns are computed together, nor on the kind of vectors.
 
 use crate::{
@@ -16,8 +16,8 @@ use std::{arch::x86_64::*, ops::Range};
 const WIDE: usize = COLUMNS;
 /// Rows of a tile.
 const TALL: usize = 8;
-/// Terms of one sum, at most: 24 KiB of a panel, in the first-level cache.
-const DEPTH: usize = 128;
+/// Terms of one sum, at most: 48 KiB of a panel, in the second-level cache. Fewer would leave more sums to add up.
+const DEPTH: usize = 256;
 
 /// A tile of a product.
 type Sums = [[f32; WIDE]; TALL];
@@ -254,6 +254,49 @@ unsafe fn strip_avx2<const ROWS: usize>(
         for (out, sum) in out[column..column + LANES].chunks_exact_mut(LANES / 2).zip(sums) {
             // SAFETY: a chunk is one vector.
             unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMS: usize = 13;
+    const STRIDE: usize = TERMS + 2;
+
+    /// Small integers, so that sums are exact whatever their order; all rows and vectors are computed by each kernel.
+    fn check(kernels: &Kernels) {
+        let x: Vec<f32> = (0..TALL * STRIDE).map(|i| (i % 17) as f32 - 8.0).collect();
+        let panel: Vec<f32> = (0..TERMS * WIDE).map(|i| (i % 23) as f32 - 11.0).collect();
+        for (rows, kernels) in kernels.iter().enumerate() {
+            for (vectors, kernel) in kernels.iter().enumerate() {
+                let mut sums = [[f32::NAN; WIDE]; TALL];
+                // SAFETY: `x` has eight rows and the panel all terms; the caller has asked for the instructions.
+                unsafe { kernel(x.as_ptr(), STRIDE, panel.as_ptr(), TERMS, &mut sums) };
+                for (row, sums) in sums.iter().enumerate().take(rows + 1) {
+                    for (column, sum) in sums.iter().enumerate().take((vectors + 1) * LANES) {
+                        let terms = (0..TERMS).map(|t| x[row * STRIDE + t] * panel[t * WIDE + column]);
+                        assert_eq!(
+                            *sum,
+                            terms.sum::<f32>(),
+                            "{} rows, {} vectors: {row}, {column}",
+                            rows + 1,
+                            vectors + 1
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_gives_the_product() {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            check(&AVX2);
+        }
+        if is_x86_feature_detected!("avx512f") {
+            check(&AVX512);
         }
     }
 }

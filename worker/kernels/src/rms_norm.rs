@@ -1,4 +1,4 @@
-//! Root mean square norm over the last dimension, forward and backward in one pass over each row and without temporaries.
+//! Root mean square norm over the last dimension, forward and backward row by row and without temporaries.
 
 use crate::{
     buffer::{Rows, by_dtype, element_type, elements, filled, in_rows, read, read_rows, rows, stored},
@@ -13,8 +13,8 @@ use std::mem::MaybeUninit;
 /// Rows worked on at a time, and summed into one partial gradient of the weight.
 const ROWS: usize = 32;
 
-/// `x / √(mean(x²) + eps) · weight` over the last dimension: `x` (…, d), `weight` (d), which multiplies as it is (Gemma's
-/// callers add 1). Rows of `x` may lie apart.
+/// `x / √(mean(x²) + eps) · weight` over the last dimension: `x` (…, d), `weight` (d), which multiplies as it is
+/// (Gemma's callers add 1). Rows of `x` may lie apart.
 ///
 /// # Errors
 /// Shapes that do not fit; types other than f32 and f64.

@@ -13,8 +13,8 @@ use std::mem::MaybeUninit;
 /// Tokens worked on at a time.
 const TOKENS: usize = 16;
 
-/// Rotary positions: `x` (N, H, D), angles as in [`Rotary`]; element i of a head turns with element i + R, for i below R.
-/// What lies behind the first 2·R elements stays. Tokens of `x` may lie apart; the angles get no gradient.
+/// Rotary positions: `x` (N, H, D), angles as in [`Rotary`]; element i of a head turns with element i + R, for i below
+/// R. What lies behind the first 2·R elements stays. Tokens of `x` may lie apart; the angles get no gradient.
 ///
 /// # Errors
 /// Shapes that do not fit; types other than f32 and f64, or unlike each other.

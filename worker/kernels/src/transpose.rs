@@ -1,7 +1,9 @@
 //! Transposing blocks of eight by eight, without which laying out a matrix anew costs as much as multiplying with it.
 
-use crate::dispatch::Isa;
-use crate::float::{Float, LANES};
+use crate::{
+    dispatch::Isa,
+    float::{Float, LANES},
+};
 
 /// Rows and columns of a block.
 pub const SIDE: usize = LANES / 2;
@@ -104,6 +106,34 @@ mod x86 {
                 _mm256_storeu_ps(to.add(2 * distance), _mm256_shuffle_ps::<0b01_00_01_00>(ab_right, cd_right));
                 _mm256_storeu_ps(to.add(3 * distance), _mm256_shuffle_ps::<0b11_10_11_10>(ab_right, cd_right));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::Plain;
+
+    fn check<T: Float, I: Isa>() {
+        let ((rows, columns), (wide, long)) = ((24, 16), (19, 27));
+        let from: Vec<T> = (0..rows * wide).map(|i| T::of(i as f64)).collect();
+        let mut to = vec![T::of(-1.0); columns * long];
+        transpose::<T, I>(&mut to, &from, (rows - 3, columns - 1), (wide, long));
+        for (i, &to) in to.iter().enumerate() {
+            let (column, row) = (i / long, i % long);
+            assert!(to == if row < rows { from[row * wide + column] } else { T::of(-1.0) }, "{row}, {column}: {to}");
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_transposes() {
+        check::<f32, Plain>();
+        check::<f64, Plain>();
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            check::<f32, crate::dispatch::Avx2>();
+            check::<f64, crate::dispatch::Avx2>();
         }
     }
 }

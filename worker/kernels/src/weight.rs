@@ -105,7 +105,7 @@ pub fn product<T: Float>(x: &[T], weight: Weight<'_, T>, added: Added<'_, T>) ->
 /// Few enough that every thread has several pieces, where there are enough columns for that.
 fn columns_at_a_time(rows: usize, columns: usize) -> usize {
     /// Panels that share a block of rows in the cache.
-    const PANELS: usize = 8;
+    const PANELS: usize = 4;
     let pieces = (8 * rayon::current_num_threads()).div_ceil(rows.div_ceil(ROWS).max(1));
     columns.div_ceil(pieces * COLUMNS).clamp(1, PANELS) * COLUMNS
 }

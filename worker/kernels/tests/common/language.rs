@@ -95,8 +95,9 @@ pub fn attend(((heads, groups, dim), spans, softcap, window): Attention<'_>) -> 
     let same = spans.clone();
     case(
         format!(
-            "attend {queries} queries, {keys} keys, {} spans, {heads} heads in {groups} groups of {dim}, {softcap:?}, {window:?}",
-            spans.len()
+            "attend {queries} queries, {keys} keys, {} spans, heads {:?}, {softcap:?}, {window:?}",
+            spans.len(),
+            (heads, groups, dim)
         ),
         vec![vec![queries, heads, dim], vec![keys, groups, dim], vec![keys, groups, dim]],
         move |a| fast::attend(&a[0], &a[1], &a[2], &spans, &how),
