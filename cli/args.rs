@@ -71,6 +71,9 @@ the same command goes on from there.")]
     /// List, download and clean up checkpoints
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
+    /// Run models by hand
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// Query the result views (schema `results`), read-only
     #[command(after_help = "Examples:
   taskvec sql 'SELECT step, layer, avg(value) AS td FROM results.td WHERE run_id = 1 GROUP BY 1, 2 ORDER BY 1, 2'
@@ -269,6 +272,49 @@ pub enum CheckpointCommand {
         #[command(flatten)]
         out: Out,
     },
+}
+
+#[derive(Subcommand)]
+pub enum ModelCommand {
+    /// One forward pass over the inputs of a file: predictions and all hidden states, for checks against other tools
+    #[command(
+        after_help = "Input of a language model: {\"input_ids\": [[…]], \"attention_mask\": [[…]]}, B × T, padded on the
+left where rows are shorter. Output: logits (B × T × V) and hidden.0 … hidden.L (B × T × d), the residual
+stream as it enters block 1 and as each block leaves it, before the final norm; zero where there is padding.
+Input of a synthetic model: {\"x\": [[[…]]], \"y\": [[…]]}, B × K × D and B × K. Output: predictions (B × K)
+and hidden.0 … hidden.L (B × 2K × d).
+Examples:
+  taskvec model forward --model ~/models/SmolLM2-135M --input prompts.json -o states.safetensors
+  taskvec model forward --model checkpoint-7.safetensors --input sequences.json -o states.safetensors"
+    )]
+    Forward(ModelForward),
+}
+
+#[derive(Args)]
+pub struct ModelForward {
+    /// A folder as downloaded from the HuggingFace hub, the hub name of one in the hub cache, or a run's checkpoint
+    /// (.safetensors)
+    #[arg(long)]
+    pub model: String,
+    /// A folder below the model's, or a revision in the hub cache
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// The inputs, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Where the tensors go
+    #[arg(short = 'o', long = "output", value_name = "FILE")]
+    pub output: PathBuf,
+    /// What a language model is held and computed in
+    #[arg(long, value_enum, default_value_t = Float::F32)]
+    pub dtype: Float,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Float {
+    F32,
+    Bf16,
+    F16,
 }
 
 #[derive(Args, Clone, Copy)]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use taskvec_agent::AgentError;
+use taskvec_science::ScienceError;
 use taskvec_server::ServerError;
 
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,8 @@ pub enum CliError {
     Server(#[from] ServerError),
     #[error(transparent)]
     Worker(#[from] AgentError),
+    #[error(transparent)]
+    Science(#[from] ScienceError),
 }
 
 pub const START_ONE: &str = "  start one with `taskvec up` or `taskvec server start`, or name it with --server (TASKVEC_SERVER); \
@@ -34,7 +37,9 @@ impl CliError {
             // What is left is a configuration that a worker or a server refuses before it does anything.
             Self::Worker(_) | Self::Usage(_) | Self::Io { .. } => 2,
             Self::Server(ServerError::Plaintext(_) | ServerError::NoToken | ServerError::Tls { .. }) => 2,
-            Self::Server(_) => 1,
+            Self::Server(_) | Self::Science(ScienceError::Tensor(_)) => 1,
+            // A model or an input that cannot be used.
+            Self::Science(_) => 2,
         }
     }
 

@@ -52,6 +52,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Run(args) => command::run::run(global, args).await,
         Command::Job(args) => command::job::run(global, args).await,
         Command::Checkpoint(args) => command::checkpoint::run(global, args).await,
+        Command::Model(command) => command::model::run(command),
         Command::Sql(args) => command::sql::run(global, args).await,
         Command::Report(args) => command::report::run(global, args).await,
         Command::Completions { shell } => {

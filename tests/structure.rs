@@ -18,7 +18,10 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("taskvec-science", &["taskvec-model", "taskvec-kernels"]),
     ("taskvec-agent", &["taskvec-model", "taskvec-science", "taskvec-wire"]),
     ("taskvec-server", &["taskvec-model", "taskvec-sched", "taskvec-store", "taskvec-sweep", "taskvec-wire"]),
-    ("taskvec", &["taskvec-agent", "taskvec-model", "taskvec-server", "taskvec-sweep", "taskvec-wire"]),
+    (
+        "taskvec",
+        &["taskvec-agent", "taskvec-model", "taskvec-science", "taskvec-server", "taskvec-sweep", "taskvec-wire"],
+    ),
 ];
 
 /// Outside crate → workspace crates that may use it.

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod completions;
 pub mod job;
 pub mod local;
+pub mod model;
 pub mod report;
 pub mod run;
 pub mod server;

@@ -39,6 +39,10 @@ pub enum ScienceError {
     #[error(transparent)]
     Load(#[from] crate::load::LoadError),
 
+    /// A file that a command was given.
+    #[error("{}: {reason}", .path.display())]
+    BadInput { path: PathBuf, reason: String },
+
     #[error(
         "row {row} of the batch would have {tokens} tokens, but the model was made for {context} at most: use fewer shots or \
          shorter inputs"
@@ -94,6 +98,7 @@ impl ScienceError {
             | Self::NoSite { .. }
             | Self::UnknownTask { .. }
             | Self::Load(_)
+            | Self::BadInput { .. }
             | Self::TooLong { .. }
             | Self::UnknownToken { .. } => Retry::Never,
             Self::Task(_) | Self::Prompt(_) | Self::Tokenizer(_) => Retry::Never,

@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod data;
 mod error;
 mod execute;
+mod forward;
 pub mod hook;
 pub mod load;
 pub mod model;
@@ -21,6 +22,7 @@ pub mod train;
 
 pub use error::ScienceError;
 pub use execute::execute;
+pub use forward::forward_file;
 pub use models::Models;
 /// To be called first in `main` by every process that trains.
 pub use taskvec_kernels::process::prepare as prepare_process;

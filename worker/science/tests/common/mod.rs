@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod language;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},

@@ -30,6 +30,7 @@ pub(crate) use self::{
     block::{Mixer, Sublayer},
     mlp::{Kind as MlpParts, Mlp},
     norm::Norm,
+    pass::Pass,
     rotary::Frequencies,
 };
 
@@ -40,7 +41,6 @@ use crate::{
 use cache::{Keys, LayerState};
 use candle_core::{DType, Device, Result, Tensor};
 use norm::wide;
-use pass::Pass;
 use taskvec_kernels::Span;
 
 /// Which tokens' predictions are computed.
@@ -117,11 +117,8 @@ impl LanguageModel {
             None => (Rows::of(batch), (0..batch.len()).map(|i| Span::alone(batch.range(i))).collect()),
         };
         self.check(batch, &rows)?;
-        let positions: Vec<usize> = rows.positions().collect();
-        let angles = |rotary: &Frequencies| rotary.at(&positions, wide(self.dtype()), self.device());
-        let rotary = self.rotary.as_ref().map(angles).transpose()?;
-        let mut pass = Pass { hook: Visitor::new(reborrow(&mut hook), &rows), spans, rotary };
-        let mut x = pass.hook.visit(HookPoint::Embed, self.embed(batch.tokens(), &positions)?)?;
+        let mut pass = self.pass(&rows, spans, reborrow(&mut hook))?;
+        let mut x = self.embed(batch.tokens(), &mut pass)?;
         for (i, block) in self.blocks.iter().enumerate() {
             let state = cache.as_mut().map(|cache| &mut cache.layers_mut()[i]);
             x = block.forward(&x, i, state, &mut pass)?;
@@ -149,17 +146,30 @@ impl LanguageModel {
         }
     }
 
+    /// What the blocks share in a pass over `rows`.
+    pub(crate) fn pass<'a>(
+        &self,
+        rows: &'a Rows,
+        spans: Vec<Span>,
+        hook: Option<&'a mut dyn Hook>,
+    ) -> Result<Pass<'a>> {
+        let positions: Vec<usize> = rows.positions().collect();
+        let angles = |rotary: &Frequencies| rotary.at(&positions, wide(self.dtype()), self.device());
+        let rotary = self.rotary.as_ref().map(angles).transpose()?;
+        Ok(Pass { hook: Visitor::new(hook, rows), spans, rotary })
+    }
+
     /// What enters the first block, (N, d).
-    fn embed(&self, tokens: &[u32], positions: &[usize]) -> Result<Tensor> {
+    pub(crate) fn embed(&self, tokens: &[u32], pass: &mut Pass<'_>) -> Result<Tensor> {
         let mut x = self.embedding.index_select(&Tensor::new(tokens, self.device())?, 0)?;
         if let Some(scale) = self.config.embedding.scale {
             x = x.broadcast_mul(&Tensor::new(scale, self.device())?.to_dtype(x.dtype())?)?;
         }
         if let Some(table) = &self.positions {
-            let positions: Vec<u32> = positions.iter().map(|p| *p as u32).collect();
+            let positions: Vec<u32> = pass.hook.rows().positions().map(|p| p as u32).collect();
             x = (x + table.index_select(&Tensor::new(positions, self.device())?, 0)?)?;
         }
-        Ok(x)
+        pass.hook.visit(HookPoint::Embed, x)
     }
 
     /// Rows must fit the context, and tokens the vocabulary.
