@@ -191,3 +191,38 @@ fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let norms = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     (norms - shifted.gather(&targets, D::Minus1)?)?.mean_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{load::Files, model::language::Logits};
+    use candle_core::Device;
+    use taskvec_model::spec::{LoraLayers, LoraSpec};
+
+    #[test]
+    fn only_one_block_has_a_graph_at_a_time() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/language/llama");
+        let model = Files::find(folder, None).unwrap().load(DType::F32, &Device::Cpu).unwrap();
+        let targets = vec!["q_proj".to_owned(), "down_proj".to_owned()];
+        let spec = LoraSpec { rank: 2, alpha: 2.0, dropout: 0.0, targets, layers: LoraLayers::All };
+        let adapters = Adapters::fresh(&model, &spec, 1).unwrap().trainable().unwrap();
+        let example = Example { prompt: vec![5, 7, 11], target: vec![2, 3] };
+        let piece = Piece::new(&[&example], 0).unwrap();
+        let rows = Rows::of(&piece.batch);
+        let mut pass = model.pass(&rows, vec![Span::alone(0..4)], None).unwrap();
+
+        let untracked = adapters.untracked().unwrap().attached(&model, None).unwrap();
+        let (entered, last) = piece.states(&untracked, 0, &mut pass).unwrap();
+        assert_eq!(entered.len(), 3);
+        assert!(!last.track_op() && entered.iter().all(|x| !x.track_op()), "what is kept holds no graph");
+        let (_, gradient) = piece.loss(&model, &last, 2.0).unwrap();
+        assert!(!gradient.track_op(), "a gradient keeps no graph alive");
+
+        let tracked = adapters.attached(&model, None).unwrap();
+        let x = Var::from_tensor(&entered[1]).unwrap().into_inner();
+        let block = tracked.blocks[1].forward(&x, 1, None, &mut pass).unwrap().sorted_nodes().len();
+        let logits = tracked.forward(&piece.batch, None, None, Logits::All).unwrap().unwrap();
+        let whole = logits.sorted_nodes().len();
+        assert!(block > 10 && 5 * block < 2 * whole, "{block} nodes of {whole}");
+    }
+}
