@@ -260,7 +260,8 @@ pub enum CheckpointCommand {
     /// Write a checkpoint as a safetensors file
     Download {
         id: Id,
-        /// Where to; default checkpoint-ID.safetensors
+        /// Where to; default checkpoint-ID.safetensors. Of a fine-tuned model also a folder, ending in `/`, which
+        /// HuggingFace's PEFT loads
         #[arg(short = 'o', long = "output", value_name = "FILE")]
         file: Option<PathBuf>,
     },
@@ -299,6 +300,9 @@ pub struct ModelForward {
     /// A folder below the model's, or a revision in the hub cache
     #[arg(long)]
     pub revision: Option<String>,
+    /// Adapters for a language model: a folder as HuggingFace's PEFT writes it
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
     /// The inputs, as JSON
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,

@@ -29,9 +29,9 @@ async fn download(client: &Client, id: Id, file: Option<PathBuf>) -> Result<(), 
     let path = file.unwrap_or_else(|| format!("checkpoint-{id}.safetensors").into());
     let partial = path.with_extension("part");
     let done = stream(client, id, &partial).await;
-    match done {
+    let kept = done.and_then(|bytes| keep(&partial, &path).map(|()| bytes));
+    match kept {
         Ok(bytes) => {
-            std::fs::rename(&partial, &path).map_err(CliError::io(&path))?;
             println!("{} ({bytes} bytes)", path.display());
             Ok(())
         }
@@ -41,6 +41,16 @@ async fn download(client: &Client, id: Id, file: Option<PathBuf>) -> Result<(), 
             Err(e)
         }
     }
+}
+
+/// Puts what has come where it belongs: as a file, or its adapters into a folder.
+fn keep(partial: &Path, path: &Path) -> Result<(), CliError> {
+    let is_folder = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if !is_folder {
+        return std::fs::rename(partial, path).map_err(CliError::io(path));
+    }
+    taskvec_science::lora::peft::write_folder(partial, path)?;
+    std::fs::remove_file(partial).map_err(CliError::io(partial))
 }
 
 /// Writes the chunks as they come, so memory does not grow with the checkpoint.

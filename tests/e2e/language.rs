@@ -53,7 +53,8 @@ INSERT INTO taskvec.interventions (result_id, layer, site, positions, mode, sour
 #[test]
 fn the_report_shows_accuracy_decodability_their_line_and_interventions() {
     let stack = Stack::start(0);
-    let filled = Command::new("psql").args([&stack.owner_url(), "-q", "-v", "ON_ERROR_STOP=1", "-c", MEASURED]).status();
+    let filled =
+        Command::new("psql").args([&stack.owner_url(), "-q", "-v", "ON_ERROR_STOP=1", "-c", MEASURED]).status();
     assert!(filled.expect("psql runs").success());
     let dir = folder();
     let out = dir.path().join("report");

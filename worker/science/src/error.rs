@@ -5,7 +5,7 @@ use crate::{
     tokenizer::TokenizerError,
 };
 use std::path::PathBuf;
-use taskvec_model::job::Retry;
+use taskvec_model::{job::Retry, spec::LoraLayers};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScienceError {
@@ -64,14 +64,19 @@ pub enum ScienceError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
 
-    #[error("this version cannot compute `{0}` jobs; use a newer one on this worker")]
-    NotHere(taskvec_model::job::JobKind),
-
     #[error(
         "the files of the model at {path} are others than when the sweep was planned (digest {found}, planned with {planned}): \
          bring those back, or submit the sweep again"
     )]
     OtherModel { path: String, planned: taskvec_model::id::Digest, found: taskvec_model::id::Digest },
+
+    #[error("`lora.layers` asks for {}, but the model has {layers}", asked_layers(*.asked))]
+    NoSuchLayers { asked: LoraLayers, layers: usize },
+
+    #[error(
+        "`lora.targets`: a {arch} model has no module {}; it has {}", quoted(.unknown), quoted(.known)
+    )]
+    NoSuchModules { arch: &'static str, unknown: Vec<String>, known: Vec<String> },
 
     #[error("the model's states after layer {layer} are not finite: are its files intact, and is `dtype` wide enough?")]
     NotFinite { layer: u32 },
@@ -92,8 +97,9 @@ impl ScienceError {
             Self::Diverged { .. }
             | Self::BadCheckpoint { .. }
             | Self::MissingInput(_)
-            | Self::NotHere(_)
             | Self::OtherModel { .. }
+            | Self::NoSuchLayers { .. }
+            | Self::NoSuchModules { .. }
             | Self::NotFinite { .. }
             | Self::NoSite { .. }
             | Self::UnknownTask { .. }
@@ -105,4 +111,17 @@ impl ScienceError {
             Self::Write(_) | Self::Sink(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => Retry::Allowed,
         }
     }
+}
+
+fn asked_layers(layers: LoraLayers) -> String {
+    match layers {
+        LoraLayers::All => "all layers".to_owned(),
+        LoraLayers::First(n) => format!("the first {n} layers"),
+        LoraLayers::Last(n) => format!("the last {n} layers"),
+        LoraLayers::Range(from, to) => format!("layers {from} to {to}"),
+    }
+}
+
+fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

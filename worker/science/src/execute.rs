@@ -4,15 +4,17 @@ use crate::{
     Executed, Inputs, Models, ScienceError, Sink,
     analysis::{self, natural},
     checkpoint::{self, Identity},
+    lora,
     model::Transformer,
-    selftest,
+    models, selftest,
     train::{Segment, train_segment},
 };
 use candle_core::Device;
+use std::sync::Arc;
 use taskvec_model::{
     job::{JobWork, Purpose, Subject},
     metric::Metrics,
-    spec::{DataSpec, ModelSpec},
+    spec::{DataSpec, ModelSpec, PretrainedSpec},
 };
 
 /// Runs one job to its end on the CPU, with the threads of the caller's rayon pool.
@@ -45,17 +47,21 @@ pub fn execute(
         JobWork::Measure { seed, model, data, shots, icl, td, lens } => {
             let (td, lens) = (td.as_ref(), lens.as_ref());
             let asked = natural::measure::Asked { seed: *seed, data, shots: *shots, icl: *icl, td, lens };
-            natural::measure::run(&*models.get(model)?, asked, sink)?
+            natural::measure::run(&*reader(models, model, inputs, *seed)?, asked, sink)?
         }
         JobWork::Intervene { seed, subject: Subject::Language { model, data, shots }, spec } => {
             let asked = natural::intervene::Asked { seed: *seed, data, shots: *shots, spec };
-            natural::intervene::run(&*models.get(model)?, asked, sink)?
+            natural::intervene::run(&*reader(models, model, inputs, *seed)?, asked, sink)?
         }
         JobWork::Intervene { seed, subject: Subject::Synthetic { model, data }, spec } => {
             let network = weights(inputs, model, data, *seed)?;
             analysis::intervene::run(&network, *seed, data, spec, sink)?
         }
-        JobWork::Finetune { .. } => return Err(ScienceError::NotHere(work.kind())),
+        JobWork::Finetune { seed, model, data, lora, train, checkpoints, from, to } => {
+            let (seed, from, to) = (*seed, *from, *to);
+            let segment = lora::Segment { seed, model, data, lora, train, checkpoints, from, to };
+            return lora::tune_segment(&segment, models, inputs.resume.as_deref(), sink);
+        }
         JobWork::Selftest { index, behaviour, millis, .. } => {
             selftest::run(*index, *behaviour, *millis, sink)?;
             Metrics::default()
@@ -69,4 +75,18 @@ fn weights(inputs: &Inputs, model: &ModelSpec, data: &DataSpec, seed: u64) -> Re
     let path = inputs.weights.as_deref().ok_or(ScienceError::MissingInput(Purpose::Weights))?;
     let run = Identity { seed, model: model.clone(), data: data.clone() };
     Ok(checkpoint::read_of(path, &run, Purpose::Weights, &Device::Cpu)?.network)
+}
+
+/// The pretrained model, with the adapters that the job was given, if it was given any.
+fn reader(
+    models: &Models,
+    spec: &PretrainedSpec,
+    inputs: &Inputs,
+    seed: u64,
+) -> Result<Arc<natural::Reader>, ScienceError> {
+    let base = models.get(spec)?;
+    let Some(path) = inputs.weights.as_deref() else { return Ok(base) };
+    let adapters = lora::read_weights(path, &base.model, models::digest(spec)?, seed)?;
+    let model = base.model.with_adapters(&adapters)?;
+    Ok(Arc::new(natural::Reader { model, tokenizer: base.tokenizer.clone() }))
 }

@@ -5,6 +5,7 @@ use crate::{
     data::Sequences,
     hook::{Capture, HookPoint, Tokens},
     load::{self, Files},
+    lora::peft,
     model::language::{Batch, LanguageModel, Logits},
 };
 use candle_core::{DType, Device, Tensor};
@@ -21,23 +22,31 @@ use taskvec_model::spec::{DataSpec, FloatType};
 ///
 /// `hidden.0` is the residual stream as it enters block 1, `hidden.i` as block i leaves it, before the final norm. Rows of
 /// `input_ids` may be padded on either side; the mask says where. Positions count from the first token that is no padding,
-/// and what belongs to padding is zero in the output. `dtype` is what a language model computes in; checkpoints are f32.
+/// and what belongs to padding is zero in the output. `dtype` is what a language model computes in; checkpoints are f32. A
+/// language model may have the adapters of a folder, as [`peft::read`] reads them.
 ///
 /// # Errors
 /// Where the model or the input cannot be read, or do not belong together.
 pub fn forward_file(
     model: &str,
     revision: Option<&str>,
+    adapter: Option<&Path>,
     input: &Path,
     output: &Path,
     dtype: FloatType,
 ) -> Result<(), ScienceError> {
     let is_checkpoint = Path::new(model).extension().is_some_and(|e| e == "safetensors");
-    let tensors = match is_checkpoint {
-        true => synthetic(Path::new(model), input)?,
-        false => {
+    let tensors = match (is_checkpoint, adapter) {
+        (true, None) => synthetic(Path::new(model), input)?,
+        (true, Some(adapter)) => {
+            return Err(bad(adapter, format!("cannot be put into {model}: adapters are for language models")));
+        }
+        (false, adapter) => {
             let inputs = Padded::read(input)?;
-            let network = Files::find(model, revision)?.load(load::dtype(dtype), &Device::Cpu)?;
+            let mut network = Files::find(model, revision)?.load(load::dtype(dtype), &Device::Cpu)?;
+            if let Some(folder) = adapter {
+                network = network.with_adapters(&peft::read(folder, &network)?)?;
+            }
             language(&network, &inputs)?
         }
     };

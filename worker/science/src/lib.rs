@@ -5,12 +5,14 @@
 
 pub mod analysis;
 pub mod checkpoint;
+mod course;
 pub mod data;
 mod error;
 mod execute;
 mod forward;
 pub mod hook;
 pub mod load;
+pub mod lora;
 pub mod model;
 mod models;
 pub mod optim;

@@ -31,13 +31,8 @@ impl Models {
     /// Where its files cannot be read, or are not those that the sweep was planned with.
     pub fn get(&self, spec: &PretrainedSpec) -> Result<Arc<Reader>, ScienceError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let files = Files::find(&spec.path, spec.revision.as_deref())?;
-        let found = files.identity()?;
-        if let Some(planned) = spec.identity.as_ref().filter(|planned| planned.digest != found.digest) {
-            let (path, planned, found) = (spec.path.clone(), planned.digest, found.digest);
-            return Err(ScienceError::OtherModel { path, planned, found });
-        }
-        let key = (found.digest, spec.dtype);
+        let (files, digest) = found(spec)?;
+        let key = (digest, spec.dtype);
         if let Some((_, reader)) = last.as_ref().filter(|(known, _)| *known == key) {
             return Ok(Arc::clone(reader));
         }
@@ -58,5 +53,22 @@ fn tokenizer(files: &Files) -> Result<Tokenizer, ScienceError> {
             Ok(Tokenizer::new(found.tokenizer, None, found.ends)?)
         }
         (None, folder) => Ok(Tokenizer::from_folder(folder.unwrap_or(Path::new("")))?),
+    }
+}
+
+/// What the model is: the digest of its files.
+///
+/// # Errors
+/// As [`Models::get`].
+pub(crate) fn digest(spec: &PretrainedSpec) -> Result<Digest, ScienceError> {
+    Ok(found(spec)?.1)
+}
+
+fn found(spec: &PretrainedSpec) -> Result<(Files, Digest), ScienceError> {
+    let files = Files::find(&spec.path, spec.revision.as_deref())?;
+    let found = files.identity()?.digest;
+    match spec.identity.as_ref().filter(|planned| planned.digest != found) {
+        Some(planned) => Err(ScienceError::OtherModel { path: spec.path.clone(), planned: planned.digest, found }),
+        None => Ok((files, found)),
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, backprop::GradStore};
 use taskvec_kernels::{Adam, sum_of_squares};
-use taskvec_model::spec::{OptimizerKind, TrainSpec};
+use taskvec_model::spec::{OptimizerKind, OptimizerSpec};
 
 /// Added to the norm that gradients are divided by when they are clipped, as in PyTorch.
 const CLIP_EPSILON: f64 = 1e-6;
@@ -21,18 +21,18 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// At the start of training: all moments 0.
-    pub fn new(spec: &TrainSpec, parameters: &[(String, Tensor)]) -> Result<Self> {
+    /// At the start of training: all moments 0. Gradients whose global norm is above `clip_norm` are scaled down to it.
+    pub fn new(spec: &OptimizerSpec, clip_norm: Option<f64>, parameters: &[(String, Tensor)]) -> Result<Self> {
         let zero = |(_, p): &(String, Tensor)| Ok(Moments { m: p.zeros_like()?, v: p.zeros_like()? });
-        Ok(Self::with_moments(spec, parameters.iter().map(zero).collect::<Result<_>>()?))
+        Ok(Self::with_moments(spec, clip_norm, parameters.iter().map(zero).collect::<Result<_>>()?))
     }
 
     /// With the moments of an earlier state, in the order of the parameters.
-    pub fn with_moments(spec: &TrainSpec, moments: Vec<Moments>) -> Self {
-        let OptimizerKind::Adam = spec.optimizer.kind;
-        let [beta1, beta2] = spec.optimizer.betas;
-        let adam = Adam { beta1, beta2, epsilon: spec.optimizer.epsilon };
-        Self { adam, clip_norm: spec.clip_norm, moments }
+    pub fn with_moments(spec: &OptimizerSpec, clip_norm: Option<f64>, moments: Vec<Moments>) -> Self {
+        let OptimizerKind::Adam = spec.kind;
+        let [beta1, beta2] = spec.betas;
+        let adam = Adam { beta1, beta2, epsilon: spec.epsilon };
+        Self { adam, clip_norm, moments }
     }
 
     pub fn moments(&self) -> &[Moments] {
@@ -72,20 +72,14 @@ impl Optimizer {
 mod tests {
     use super::*;
     use candle_core::{Device, Var};
-    use taskvec_model::spec::{Decay, OptimizerSpec, Precision};
-
-    fn spec(clip_norm: Option<f64>) -> TrainSpec {
-        let kind = OptimizerKind::Adam;
-        let optimizer = OptimizerSpec { kind, learning_rate: 0.1, betas: [0.9, 0.999], epsilon: 1e-8 };
-        let (decay, precision) = (Decay::None, Precision::F32);
-        TrainSpec { steps: 1, batch: 1, optimizer, warmup: 0, decay, clip_norm, precision, log_every: 1 }
-    }
 
     /// A parameter (3, 4) whose gradient is itself times `factor`, after one update.
     fn updated(clip_norm: Option<f64>, factor: f64) -> (f64, Vec<f32>, Vec<f32>) {
         let var = Var::new(&[3.0f32, 4.0], &Device::Cpu).unwrap();
         let parameters = [("w".to_owned(), var.as_tensor().clone())];
-        let optimizer = Optimizer::new(&spec(clip_norm), &parameters).unwrap();
+        let kind = OptimizerKind::Adam;
+        let spec = OptimizerSpec { kind, learning_rate: 0.1, betas: [0.9, 0.999], epsilon: 1e-8 };
+        let optimizer = Optimizer::new(&spec, clip_norm, &parameters).unwrap();
         let loss = (var.sqr().unwrap().sum_all().unwrap() * (factor / 2.0)).unwrap();
         let norm = optimizer.update(&parameters, &loss.backward().unwrap(), 0.1, 1).unwrap();
         (norm, var.to_vec1().unwrap(), optimizer.moments()[0].m.to_vec1().unwrap())

@@ -5,19 +5,19 @@
 //! repeated at will, and end in the same bytes.
 
 use crate::{
-    Control, Executed, ScienceError, Sink,
+    Executed, ScienceError, Sink,
     checkpoint::{self, Identity},
+    course::{self, Course, Training},
     data::{self, Bases, Sequences},
     model::Transformer,
     optim::Optimizer,
     rng::{Purpose as Numbers, Stream},
 };
 use candle_core::Device;
-use std::{path::Path, time::Instant};
+use std::path::Path;
 use taskvec_kernels::mse_at;
 use taskvec_model::{
-    job::{CheckpointRef, Progress, Purpose},
-    metric::{Metrics, TrainLoss},
+    job::{CheckpointRef, Purpose},
     spec::{CheckpointSpec, DataSpec, ModelSpec, TrainSpec},
 };
 
@@ -56,37 +56,13 @@ pub fn train_segment(
         None if segment.from == 0 => Trainer::fresh(segment)?,
         None => return Err(ScienceError::MissingInput(Purpose::Resume)),
     };
-    let analysed = segment.checkpoints.analysis_steps(segment.train.steps);
-    if resume.is_none() {
-        trainer.save(Purpose::Weights, sink)?;
-    }
-    let mut clock = Clock::start(trainer.step);
-    while trainer.step < segment.to {
-        let loss = trainer.advance()?;
-        let step = trainer.step;
-        if segment.logs(step) {
-            let sequences_per_second = clock.since_last_row(step) * f64::from(segment.train.batch);
-            let learning_rate = segment.train.learning_rate(step);
-            sink.train_loss(TrainLoss { step, loss, learning_rate, sequences_per_second });
-        }
-        if analysed.binary_search(&step).is_ok() {
-            trainer.save(Purpose::Weights, sink)?;
-        }
-        let per_second = clock.since_start(step);
-        let progress = Progress { done: step, total: segment.train.steps, per_second, loss: Some(loss) };
-        if sink.progress(progress) == Control::Stop && step < segment.to {
-            return Ok(Executed::Stopped { at: trainer.save(Purpose::Resume, sink)? });
-        }
-    }
-    trainer.save(Purpose::Resume, sink)?;
-    Ok(Executed::Finished(Metrics::default()))
+    let TrainSpec { steps, batch, log_every, .. } = *segment.train;
+    let analysed = segment.checkpoints.analysis_steps(steps);
+    let course = Course { steps, batch, log_every, analysed, to: segment.to, fresh: resume.is_none() };
+    course::run(&course, &mut trainer, sink)
 }
 
 impl Segment<'_> {
-    fn logs(&self, step: u64) -> bool {
-        step == 1 || step == self.train.steps || step.is_multiple_of(self.train.log_every.max(1))
-    }
-
     fn identity(&self) -> Identity {
         Identity { seed: self.seed, model: self.model.clone(), data: self.data.clone() }
     }
@@ -106,7 +82,7 @@ impl<'a> Trainer<'a> {
     /// Before the first step.
     pub fn fresh(segment: &Segment<'a>) -> Result<Self, ScienceError> {
         let network = Transformer::init(segment.model, segment.data, segment.seed, &Device::Cpu)?.trainable()?;
-        let optimizer = Optimizer::new(segment.train, network.parameters())?;
+        let optimizer = Optimizer::new(&segment.train.optimizer, segment.train.clip_norm, network.parameters())?;
         Ok(Self { segment: *segment, network, optimizer, step: 0, last_loss: None })
     }
 
@@ -119,7 +95,7 @@ impl<'a> Trainer<'a> {
             return Err(ScienceError::BadCheckpoint { path: path.to_owned(), reason });
         }
         let network = saved.network.trainable()?;
-        let optimizer = Optimizer::with_moments(segment.train, saved.moments);
+        let optimizer = Optimizer::with_moments(&segment.train.optimizer, segment.train.clip_norm, saved.moments);
         Ok(Self { segment: *segment, network, optimizer, step, last_loss: None })
     }
 
@@ -154,6 +130,20 @@ impl<'a> Trainer<'a> {
         let stream = Stream { seed: self.segment.seed, purpose: Numbers::Train, step };
         data::generate(data, stream, 0..u64::from(self.segment.train.batch), Bases::Drawn)
     }
+}
+
+impl Training for Trainer<'_> {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn learning_rate(&self, step: u64) -> f64 {
+        self.segment.train.learning_rate(step)
+    }
+
+    fn advance(&mut self) -> Result<f64, ScienceError> {
+        Trainer::advance(self)
+    }
 
     fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError> {
         let moments = match purpose {
@@ -172,30 +162,4 @@ fn divergence(loss: f64, batch: &Sequences) -> Option<&'static str> {
     }
     let zero = batch.y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / batch.y.len() as f64;
     (loss > EXPLODED * zero).then_some("loss is over a million times that of predicting 0")
-}
-
-/// Steps per second. Times are shown, never part of a result.
-struct Clock {
-    start: (Instant, u64),
-    last_row: (Instant, u64),
-}
-
-impl Clock {
-    fn start(step: u64) -> Self {
-        let now = (Instant::now(), step);
-        Self { start: now, last_row: now }
-    }
-
-    fn since_start(&self, step: u64) -> f64 {
-        rate(self.start, Instant::now(), step)
-    }
-
-    fn since_last_row(&mut self, step: u64) -> f64 {
-        let now = Instant::now();
-        rate(std::mem::replace(&mut self.last_row, (now, step)), now, step)
-    }
-}
-
-fn rate((then, from): (Instant, u64), now: Instant, to: u64) -> f64 {
-    (to - from) as f64 / now.duration_since(then).as_secs_f64().max(1e-9)
 }

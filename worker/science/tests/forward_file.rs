@@ -23,7 +23,7 @@ fn run(model: &str, input: &Value) -> Result<HashMap<String, Tensor>, String> {
     let folder = Folder::new();
     let input = folder.put("input.json", input.to_string().as_bytes());
     let output = folder.path().join("out.safetensors");
-    forward_file(model, None, &input, &output, FloatType::F32).map_err(|e| e.to_string())?;
+    forward_file(model, None, None, &input, &output, FloatType::F32).map_err(|e| e.to_string())?;
     Ok(candle_core::safetensors::load(output, &Device::Cpu).unwrap())
 }
 
@@ -50,6 +50,22 @@ fn padded_batches_of_language_models() {
     let row = |out: &HashMap<String, Tensor>, row, from| out["logits"].get(row).unwrap().narrow(0, from, 7).unwrap();
     assert_close("right", &row(&right, 1, 0), &row(&out, 2, 33), 1e-5);
     assert_close("whole", &row(&whole, 0, 0), &row(&out, 0, 0), 1e-5);
+}
+
+#[test]
+fn language_models_with_adapters() {
+    let adapter = common::fixture("lora").join("gemma2");
+    let theirs = candle_core::safetensors::load(adapter.join("expected.safetensors"), &Device::Cpu).unwrap();
+    let ids: Vec<i64> = theirs["input_ids"].to_vec1().unwrap();
+    let folder = Folder::new();
+    let input = folder.put("input.json", json!({"input_ids": [ids[..40]]}).to_string().as_bytes());
+    let output = folder.path().join("out.safetensors");
+    let forward = |model: &str| forward_file(model, None, Some(&adapter), &input, &output, FloatType::F32);
+    forward(language::folder("gemma2").to_str().unwrap()).unwrap();
+    let ours = candle_core::safetensors::load(&output, &Device::Cpu).unwrap();
+    assert_close("logits", &ours["logits"].get(0).unwrap(), &theirs["logits"].narrow(0, 0, 40).unwrap(), 1e-4);
+    let error = forward("weights.safetensors").unwrap_err().to_string();
+    assert!(error.contains("adapters are for language models"), "{error}");
 }
 
 /// Padding moved from the front to the end: the last seven first.

@@ -81,7 +81,7 @@ fn agrees(name: &str) {
     spec.optimizer.betas = serde_json::from_value(fixture.about["betas"].clone()).unwrap();
     spec.optimizer.epsilon = fixture.about["epsilon"].as_f64().unwrap();
     spec.clip_norm = fixture.about["clip_norm"].as_f64();
-    let optimizer = Optimizer::new(&spec, network.parameters()).unwrap();
+    let optimizer = Optimizer::new(&spec.optimizer, spec.clip_norm, network.parameters()).unwrap();
     for step in 1..=3 {
         let predictions = network.forward(tokens, None).unwrap();
         let loss = mse_at(&predictions, targets).unwrap();

@@ -3,11 +3,10 @@
 //! Written here rather than by the `safetensors` crate, which keeps metadata in a hash map (the order of its entries, and
 //! so the file's digest, would change from run to run) and wants whole tensors as bytes. Read by the crate, which checks.
 
-use super::Header;
 use crate::ScienceError;
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
-use serde::{Serialize, ser::SerializeMap};
+use serde::{Serialize, de::DeserializeOwned, ser::SerializeMap};
 use std::{collections::BTreeMap, io::Write};
 
 /// Bytes converted at a time: constant memory, whatever the size of a tensor.
@@ -16,10 +15,10 @@ const BUFFER: usize = 64 * 1024;
 /// Metadata key of our header; a string of JSON, as safetensors allows only strings.
 const KEY: &str = "taskvec";
 
-/// Writes f32 tensors, sorted by name.
-pub(super) fn write(
+/// Writes f32 tensors, sorted by name, and what the file says about itself.
+pub(crate) fn write(
     out: &mut dyn Write,
-    header: &Header,
+    header: &impl Serialize,
     mut tensors: Vec<(String, &Tensor)>,
 ) -> Result<(), ScienceError> {
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
@@ -50,12 +49,12 @@ fn write_values(out: &mut dyn Write, tensor: &Tensor, buffer: &mut Vec<u8>) -> R
 }
 
 /// The JSON header, in a fixed order.
-struct FileHeader<'a> {
-    header: &'a Header,
+struct FileHeader<'a, H> {
+    header: &'a H,
     tensors: &'a [(String, &'a Tensor)],
 }
 
-impl Serialize for FileHeader<'_> {
+impl<H: Serialize> Serialize for FileHeader<'_, H> {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         let ours = serde_json::to_string(self.header).map_err(serde::ser::Error::custom)?;
         let mut map = s.serialize_map(Some(self.tensors.len() + 1))?;
@@ -80,27 +79,28 @@ struct TensorEntry<'a> {
 }
 
 /// A file's tensors by name; each is taken once. Errors are reasons, without the path.
-pub(super) struct Contents<'a> {
+pub(crate) struct Contents<'a> {
     metadata: Metadata,
     tensors: BTreeMap<String, safetensors::tensor::TensorView<'a>>,
 }
 
 impl<'a> Contents<'a> {
-    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, String> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         let damaged = |e| format!("is not an intact safetensors file: {e}");
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?.tensors().into_iter().collect();
         Ok(Self { metadata, tensors })
     }
 
-    pub(super) fn header(&self) -> Result<Header, String> {
+    /// What the file says about itself.
+    pub(crate) fn header<H: DeserializeOwned>(&self) -> Result<H, String> {
         let text = self.metadata.metadata().as_ref().and_then(|m| m.get(KEY));
         let text = text.ok_or("was not written by taskvec: its metadata has no entry `taskvec`")?;
         serde_json::from_str(text).map_err(|e| format!("has a header that cannot be read: {e}"))
     }
 
     /// Removes a tensor and returns its values.
-    pub(super) fn take(&mut self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, String> {
+    pub(crate) fn take(&mut self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, String> {
         let view = self.tensors.remove(name).ok_or_else(|| format!("lacks the tensor `{name}`"))?;
         if view.dtype() != Dtype::F32 || view.shape() != shape {
             let (dtype, found) = (view.dtype(), view.shape());
@@ -111,7 +111,7 @@ impl<'a> Contents<'a> {
         Tensor::from_vec(values, shape, device).map_err(|e| format!("`{name}`: {e}"))
     }
 
-    pub(super) fn nothing_left(&self) -> Result<(), String> {
+    pub(crate) fn nothing_left(&self) -> Result<(), String> {
         match self.tensors.keys().next() {
             None => Ok(()),
             Some(name) => Err(format!("has a tensor that does not belong in it: `{name}`")),

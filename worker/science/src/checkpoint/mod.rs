@@ -4,7 +4,7 @@
 //! names of [`crate::model`]; a resume file adds Adam's moments as `adam.m.NAME` and `adam.v.NAME`. There is no random
 //! state to keep: batches are functions of (seed, step). The same state always gives the same bytes.
 
-mod file;
+pub(crate) mod file;
 
 use crate::{
     ScienceError,
@@ -84,7 +84,7 @@ pub fn read(path: &Path, device: &Device) -> Result<Checkpoint, ScienceError> {
 
 fn parse(bytes: &[u8], device: &Device) -> Result<Checkpoint, String> {
     let mut contents = Contents::parse(bytes)?;
-    let header = contents.header()?;
+    let header: Header = contents.header()?;
     if header.format != FORMAT {
         return Err(format!("has format {}; this program reads format {FORMAT}", header.format));
     }

@@ -37,6 +37,13 @@ pub enum Purpose {
     Words = 5,
     /// Sequences of interventions in synthetic models.
     Intervene = 6,
+    /// Initial adapters; `step` is [`name_step`] of the parameter, the index its row.
+    Adapters = 7,
+    /// Which inputs of adapters are dropped in training; `step` is the update (below 2^32) and the number of the module in
+    /// the model (below 2^24), the index the row of the batch.
+    Dropout = 8,
+    /// The order in which fine-tuning sees its examples; `step` is the round.
+    Examples = 9,
 }
 
 /// All numbers of one batch (or of one parameter).
@@ -84,6 +91,21 @@ impl Draws {
     pub fn uniform(&mut self) -> f64 {
         let [word, _] = self.block();
         unit(word)
+    }
+
+    /// Uniform 32-bit words, four from each block.
+    pub fn words(&mut self, out: &mut [u32]) {
+        for four in out.chunks_mut(4) {
+            let [a, b] = self.block();
+            let words = [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32];
+            four.copy_from_slice(&words[..four.len()]);
+        }
+    }
+
+    /// The same numbers without those of the next `count` blocks.
+    pub fn after(mut self, count: u32) -> Self {
+        self.counter[0] = self.counter[0].wrapping_add(count);
+        self
     }
 
     /// Two independent standard normals (one block).
@@ -137,6 +159,9 @@ mod tests {
             Purpose::Query,
             Purpose::Words,
             Purpose::Intervene,
+            Purpose::Adapters,
+            Purpose::Dropout,
+            Purpose::Examples,
         ] {
             for seed in [0, 1, 1 << 32, u64::MAX] {
                 for step in [0, 1, 1 << 32, (1 << 56) - 1] {
@@ -180,6 +205,19 @@ mod tests {
         // Box-Muller pairs share a radius: their squares must be uncorrelated too.
         let r = (0..n / 2).map(|i| (x[2 * i].powi(2) - 1.0) * (x[2 * i + 1].powi(2) - 1.0)).sum::<f64>();
         assert!((r / (n / 2) as f64).abs() < 5.0 * 2.0 / ((n / 2) as f64).sqrt(), "squares of a pair: {r}");
+    }
+
+    #[test]
+    fn words_are_the_same_wherever_one_begins() {
+        let mut all = [0; 41];
+        STREAM.at(3).words(&mut all);
+        for from in [0, 1, 7] {
+            let mut rest = [0; 13];
+            STREAM.at(3).after(from).words(&mut rest);
+            assert_eq!(rest, all[4 * from as usize..][..13]);
+        }
+        let ones: u32 = all.iter().map(|w| w.count_ones()).sum();
+        assert!((ones as f64 - 656.0).abs() < 4.0 * 328f64.sqrt(), "half of 1312 bits: {ones}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub(super) fn null(seed: u64, input: &str) -> Draws {
 }
 
 /// The numbers 0 … n − 1 in random order (Fisher–Yates from the front).
-pub(super) fn shuffled(mut draws: Draws, n: usize) -> Vec<usize> {
+pub(crate) fn shuffled(mut draws: Draws, n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in 0..n.saturating_sub(1) {
         order.swap(i, i + draws.below((n - i) as u32) as usize);

@@ -15,11 +15,14 @@ pub mod pos;
 mod prompt;
 mod source;
 pub mod split;
+mod target;
 
 pub use answer::Verdict;
 pub use error::{Fault, Faults, Merged, PromptError, TaskError};
 pub use prompt::{Prompt, Prompts, Series};
 pub use split::Split;
+
+pub(crate) use draw::shuffled;
 
 use std::collections::BTreeSet;
 use taskvec_model::spec::{Corpus, Family, NaturalSpec};

@@ -80,7 +80,7 @@ pub struct Prompts<'a> {
     /// Between input and answer: the arrow, with the gap where no output is merged with it.
     before_answer: String,
     /// What an answer begins with: the gap, where it is not before it.
-    answer_gap: String,
+    pub(super) answer_gap: String,
     instruction: Instruction,
     context: Option<usize>,
     seed: u64,
@@ -227,7 +227,14 @@ impl<'a> Prompts<'a> {
         }
     }
 
-    fn merged(&self, task: &Task, text: &str, answer: &str, alone: &Encoded, followed: &Encoded) -> PromptError {
+    pub(super) fn merged(
+        &self,
+        task: &Task,
+        text: &str,
+        answer: &str,
+        alone: &Encoded,
+        followed: &Encoded,
+    ) -> PromptError {
         let same = alone.tokens.iter().zip(&followed.tokens).take_while(|(a, b)| a == b).count();
         let pieces =
             |tokens: &[u32]| tokens[same.min(tokens.len())..].iter().map(|&t| self.tokenizer.piece(t)).collect();

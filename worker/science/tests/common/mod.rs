@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod language;
+pub mod tiny;
 
 use std::{
     collections::BTreeMap,

@@ -11,6 +11,7 @@ use crate::hook::{BlockPoint, HookPoint};
 use candle_core::{D, Result, Tensor};
 use taskvec_kernels::{Attend, Rotary, Span, attend, rotate};
 
+#[derive(Clone)]
 pub(crate) struct Attention {
     pub(crate) q: Linear,
     pub(crate) k: Linear,

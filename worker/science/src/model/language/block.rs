@@ -13,6 +13,7 @@ use crate::hook::{BlockPoint, HookPoint};
 use candle_core::{Result, Tensor};
 
 /// A block of the decoder. A plain function of its input, so that it can be run again for its gradients.
+#[derive(Clone)]
 pub struct Block {
     pub(crate) mixer: Sublayer<Mixer>,
     /// None where the mixer is all.
@@ -20,6 +21,7 @@ pub struct Block {
 }
 
 /// `x + after(inner(before(x)))`, with such norms as there are.
+#[derive(Clone)]
 pub(crate) struct Sublayer<T> {
     pub(crate) before: Option<Norm>,
     pub(crate) inner: T,
@@ -27,6 +29,7 @@ pub(crate) struct Sublayer<T> {
 }
 
 /// What moves information between tokens.
+#[derive(Clone)]
 pub(crate) enum Mixer {
     Attention(Attention),
     Mamba2(Mamba2),

@@ -1,5 +1,6 @@
 //! `x·Wᵀ + b`.
 
+use super::adapter::Adapter;
 use candle_core::{Result, Tensor};
 use std::fmt;
 use taskvec_kernels::linear_t;
@@ -9,12 +10,13 @@ use taskvec_kernels::linear_t;
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
     /// `weight` (outputs, inputs), `bias` (outputs).
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self { weight, bias, adapter: None }
     }
 
     pub fn weight(&self) -> &Tensor {
@@ -27,7 +29,16 @@ impl Linear {
 
     /// (…, inputs) to (…, outputs).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear_t(x, &self.weight, self.bias.as_ref())
+        let y = linear_t(x, &self.weight, self.bias.as_ref())?;
+        match &self.adapter {
+            None => Ok(y),
+            Some(adapter) => adapter.added(x, y),
+        }
+    }
+
+    /// From now on with this update, in place of one that was there.
+    pub(crate) fn adapt(&mut self, adapter: Adapter) {
+        self.adapter = Some(adapter);
     }
 }
 

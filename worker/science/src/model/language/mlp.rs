@@ -4,12 +4,14 @@ use super::linear::{Linear, Projection};
 use candle_core::{Result, Tensor};
 use taskvec_kernels::{Activation, gated};
 
+#[derive(Clone)]
 pub(crate) struct Mlp {
     pub(crate) kind: Kind,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
 }
 
+#[derive(Clone)]
 pub(crate) enum Kind {
     /// `down(activation(gate(x)) · up(x))`.
     Gated { gate: Linear, activation: Activation },

@@ -3,6 +3,7 @@
 //! There is no padding. A [`Batch`] has rows of any lengths, whose tokens go through the model one row after the other;
 //! positions count from each row's beginning, and every number depends on its own row alone.
 
+mod adapter;
 mod attention;
 mod batch;
 mod block;
@@ -27,11 +28,12 @@ pub use generate::{generate, go_on};
 pub use linear::{Linear, Projection};
 
 pub(crate) use self::{
+    adapter::{Adapter, Dropout},
     attention::Attention,
     block::{Mixer, Sublayer},
     mamba2::{Mamba2, Parameters as MambaParameters, Sizes},
     mlp::{Kind as MlpParts, Mlp},
-    norm::Norm,
+    norm::{Norm, wide},
     pass::Pass,
     rotary::Frequencies,
 };
@@ -43,7 +45,6 @@ use crate::{
 use cache::{Keys, LayerState, Recurrent};
 use candle_core::{DType, Device, Result, Tensor};
 use mamba2::State;
-use norm::wide;
 use taskvec_kernels::Span;
 
 /// Which tokens' predictions are computed.
@@ -57,6 +58,9 @@ pub enum Logits {
 }
 
 /// A language model with its weights. Nothing in it changes during a pass; what does is in [`Cache`] and [`Hook`].
+///
+/// A clone shares the weights: it costs next to nothing.
+#[derive(Clone)]
 pub struct LanguageModel {
     pub(crate) config: Config,
     /// (V, d).
@@ -186,7 +190,7 @@ impl LanguageModel {
     }
 
     /// Rows must fit the context, and tokens the vocabulary.
-    fn check(&self, batch: &Batch, rows: &Rows) -> std::result::Result<(), ScienceError> {
+    pub(crate) fn check(&self, batch: &Batch, rows: &Rows) -> std::result::Result<(), ScienceError> {
         let (vocabulary, context) = (self.config.vocabulary, self.config.context.unwrap_or(usize::MAX));
         for (i, row) in rows.iter().enumerate() {
             let tokens = row.start + row.tokens.len();

@@ -4,11 +4,13 @@ use candle_core::{DType, Device, Result, Tensor};
 use taskvec_kernels::{layer_norm, rms_norm};
 
 /// A norm with its parameters, which are kept in f32 at least.
+#[derive(Clone)]
 pub(crate) struct Norm {
     epsilon: f64,
     parameters: Parameters,
 }
 
+#[derive(Clone)]
 enum Parameters {
     Rms(Tensor),
     Layer { weight: Tensor, bias: Tensor },

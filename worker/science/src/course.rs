@@ -1,0 +1,100 @@
+//! A segment of training, whatever is trained: steps, and what goes through the sink between them.
+
+use crate::{Control, Executed, ScienceError, Sink};
+use std::time::Instant;
+use taskvec_model::{
+    job::{CheckpointRef, Progress, Purpose},
+    metric::{Metrics, TrainLoss},
+};
+
+/// What is trained. Between two steps its state is exactly what a resume checkpoint holds.
+pub(crate) trait Training {
+    /// Updates made.
+    fn step(&self) -> u64;
+
+    /// Of update `step`, from 1.
+    fn learning_rate(&self, step: u64) -> f64;
+
+    /// Makes one update and returns the loss before it.
+    fn advance(&mut self) -> Result<f64, ScienceError>;
+
+    fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError>;
+}
+
+/// How a segment goes.
+pub(crate) struct Course {
+    /// Of the whole run.
+    pub steps: u64,
+    /// Sequences per step.
+    pub batch: u32,
+    /// The loss of every n-th step is recorded.
+    pub log_every: u64,
+    /// Steps whose weights are kept, ascending.
+    pub analysed: Vec<u64>,
+    /// The segment's last step.
+    pub to: u64,
+    /// Is this the beginning, whose weights are kept too, rather than a state that was written earlier?
+    pub fresh: bool,
+}
+
+impl Course {
+    fn logs(&self, step: u64) -> bool {
+        step == 1 || step == self.steps || step.is_multiple_of(self.log_every.max(1))
+    }
+}
+
+/// Trains up to the end of the segment, or until the sink asks for a stop.
+///
+/// # Errors
+/// Whatever a step or the sink returns.
+pub(crate) fn run(course: &Course, training: &mut dyn Training, sink: &mut dyn Sink) -> Result<Executed, ScienceError> {
+    if course.fresh {
+        training.save(Purpose::Weights, sink)?;
+    }
+    let mut clock = Clock::start(training.step());
+    while training.step() < course.to {
+        let loss = training.advance()?;
+        let step = training.step();
+        if course.logs(step) {
+            let sequences_per_second = clock.since_last_row(step) * f64::from(course.batch);
+            let learning_rate = training.learning_rate(step);
+            sink.train_loss(TrainLoss { step, loss, learning_rate, sequences_per_second });
+        }
+        if course.analysed.binary_search(&step).is_ok() {
+            training.save(Purpose::Weights, sink)?;
+        }
+        let per_second = clock.since_start(step);
+        let progress = Progress { done: step, total: course.steps, per_second, loss: Some(loss) };
+        if sink.progress(progress) == Control::Stop && step < course.to {
+            return Ok(Executed::Stopped { at: training.save(Purpose::Resume, sink)? });
+        }
+    }
+    training.save(Purpose::Resume, sink)?;
+    Ok(Executed::Finished(Metrics::default()))
+}
+
+/// Steps per second. Times are shown, never part of a result.
+struct Clock {
+    start: (Instant, u64),
+    last_row: (Instant, u64),
+}
+
+impl Clock {
+    fn start(step: u64) -> Self {
+        let now = (Instant::now(), step);
+        Self { start: now, last_row: now }
+    }
+
+    fn since_start(&self, step: u64) -> f64 {
+        rate(self.start, Instant::now(), step)
+    }
+
+    fn since_last_row(&mut self, step: u64) -> f64 {
+        let now = Instant::now();
+        rate(std::mem::replace(&mut self.last_row, (now, step)), now, step)
+    }
+}
+
+fn rate((then, from): (Instant, u64), now: Instant, to: u64) -> f64 {
+    (to - from) as f64 / now.duration_since(then).as_secs_f64().max(1e-9)
+}
