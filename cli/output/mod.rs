@@ -1,8 +1,8 @@
 //! How results reach standard output: as a table for people, as JSON for programs, or only ids.
 
-mod table;
+pub mod table;
 
-pub use table::{cell, render};
+pub use table::render;
 
 use clap::ValueEnum;
 use serde_json::Value;

@@ -121,7 +121,7 @@ mod tests {
     fn the_overview_has_a_row_a_state_and_the_details_a_row_a_task() {
         let table = overview(&[state()]);
         assert_eq!(table.columns[3..7], ["accuracy 1", "accuracy 4", "TD 1", "TD 4"]);
-        let cells: Vec<String> = table.rows[0].iter().map(crate::output::cell).collect();
+        let cells: Vec<String> = table.rows[0].iter().map(crate::output::table::cell).collect();
         assert_eq!(cells, ["1", "family=bitwise", "0", "0.150", "0.500", "0.450", "0.900", "2", "0.810", "4"]);
         assert_eq!(by_task(&state()).rows.len(), 3);
         assert_eq!(by_task(&state()).rows[1][1], Value::Null, "Null was not answered with 1 shot");

@@ -103,6 +103,7 @@ pub struct LensPart {
 /// In whose states [`JobWork::Intervene`] intervenes, and on which sequences.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "world", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "there is one in a job, and it is never moved about")]
 pub enum Subject {
     Synthetic {
         model: ModelSpec,

@@ -143,7 +143,7 @@ impl Float for f32 {
     /// Cephes' tanhf: a polynomial below 0.625, where 1 − 2/(e²ˣ + 1) would cancel. Within 3 ulp.
     #[inline(always)]
     fn hyperbolic_tangent<I: Isa>(self) -> Self {
-        const POLYNOMIAL: [f32; 4] = [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1];
+        const POLYNOMIAL: [f32; 4] = [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1];
         let (size, square) = (self.abs(), self * self);
         let mut p = -5.704_988_7e-3;
         for c in POLYNOMIAL {

@@ -79,14 +79,14 @@ fn models_are_those_of_the_checkpoint() {
             // llama.cpp writes a context of its own invention.
             assert_eq!((config.context, wanted.context), (None, None));
         }
-        if let (MixerConfig::Attention(ours), MixerConfig::Attention(theirs)) = (&mut config.mixer, &mut wanted.mixer) {
-            if name == "llama" {
-                // Of Llama 3.1's scaling a file has the factors alone.
-                let (ours, theirs) = (ours.rotary.as_mut().unwrap(), theirs.rotary.as_mut().unwrap());
-                assert!(matches!(theirs.scaling, RotaryScaling::Llama3 { .. }));
-                assert!(matches!(&ours.scaling, RotaryScaling::Factors(f) if f.contains(&1.0) && f.contains(&8.0)));
-                theirs.scaling = ours.scaling.clone();
-            }
+        if let (MixerConfig::Attention(ours), MixerConfig::Attention(theirs)) = (&mut config.mixer, &mut wanted.mixer)
+            && name == "llama"
+        {
+            // Of Llama 3.1's scaling a file has the factors alone.
+            let (ours, theirs) = (ours.rotary.as_mut().unwrap(), theirs.rotary.as_mut().unwrap());
+            assert!(matches!(theirs.scaling, RotaryScaling::Llama3 { .. }));
+            assert!(matches!(&ours.scaling, RotaryScaling::Factors(f) if f.contains(&1.0) && f.contains(&8.0)));
+            theirs.scaling = ours.scaling.clone();
         }
         assert_eq!(config, wanted, "{name}");
         assert_eq!(ours.parameters(), theirs.parameters(), "{name}");

@@ -167,7 +167,7 @@ fn a_full_context_ends_a_row_and_a_longer_one_is_refused() {
     // 56 positions: the token after the last of them has none, but is still predicted.
     assert_eq!(ours.iter().map(Vec::len).collect::<Vec<_>>(), [17, 36, 50]);
     let mut cache = model.cache(2).unwrap();
-    let row = vec![1u32; 40];
+    let row = [1u32; 40];
     model.forward(&Batch::new([&row[..40], &row[..3]]).unwrap(), Some(&mut cache), None, Logits::None).unwrap();
     let long = model.forward(&Batch::new([&row[..17], &row[..3]]).unwrap(), Some(&mut cache), None, Logits::None);
     assert!(matches!(long, Err(ScienceError::TooLong { row: 0, tokens: 57, context: 56 })));

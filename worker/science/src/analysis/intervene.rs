@@ -18,7 +18,7 @@ use crate::{
     rng::{Purpose, Stream},
 };
 use candle_core::{DType, Device, Tensor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 use taskvec_model::{
     metric::{IclMetric, Intervention, Metrics},
     spec::{DataSpec, InterventionSpec, PatchMode, PatchPositions, Site, SparseLinear},
@@ -158,8 +158,8 @@ impl Lab<'_> {
         };
         let mut baselines = BTreeMap::new();
         for &[source, _] in pairs {
-            if !baselines.contains_key(&source) {
-                baselines.insert(source, error(source, None)?);
+            if let Entry::Vacant(entry) = baselines.entry(source) {
+                entry.insert(error(source, None)?);
             }
         }
         let patched = pairs.iter().map(|&[source, target]| error(source, Some(target))).collect::<Result<_, _>>()?;

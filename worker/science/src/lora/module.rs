@@ -39,7 +39,11 @@ impl Module {
 /// All modules, block after block.
 pub(super) fn modules(model: &LanguageModel) -> Vec<Module> {
     let arch = model.config().arch;
-    let blocks = if arch == "gpt2" { "transformer.h" } else { "model.layers" };
+    let blocks = match arch {
+        "gpt2" => "transformer.h",
+        "mamba2" => "backbone.layers",
+        _ => "model.layers",
+    };
     let mut modules: Vec<Module> = Vec::new();
     // A clone, which shares the weights: maps are found in order to be changed.
     for (block, maps) in model.clone().blocks_mut().iter_mut().enumerate() {
@@ -66,6 +70,7 @@ fn name(arch: &str, projection: Projection) -> String {
         Projection::Out => ("attn.c_proj", "self_attn"),
         Projection::Gate | Projection::Up => ("mlp.c_fc", "mlp"),
         Projection::Down => ("mlp.c_proj", "mlp"),
+        Projection::MixerIn | Projection::MixerOut => ("mixer", "mixer"),
     };
     if arch == "gpt2" { gpt2.to_owned() } else { format!("{part}.{projection}") }
 }

@@ -292,7 +292,7 @@ mod tests {
             let mut hook = Chain(edits.iter_mut().map(|e| e as &mut dyn Hook).collect());
             let first: Vec<usize> = sites.iter().map(|s| s[0]).collect();
             let begun = go_on_from(&model, &prompts, &first, &[0, 1, 0, 1, 0, 1], &mut hook).unwrap();
-            for row in 0..6 {
+            for row in 0..6_usize {
                 let change = (row / 2).checked_sub(1).map(|v| &changes[v]);
                 let (layer, change) = change.map_or((0, None), |(layer, change)| (*layer, Some(change)));
                 let want = alone(&model, &prompts[row % 2], layer, &sites[row % 2], change);

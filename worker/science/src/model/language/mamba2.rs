@@ -38,6 +38,7 @@ impl Sizes {
 }
 
 /// The parameters of a mixer but its projections, as checkpoints have them.
+#[derive(Clone)]
 pub(crate) struct Parameters {
     /// (C, 1, K) for the C channels of x, B and C.
     pub(crate) kernel: Tensor,
@@ -54,6 +55,7 @@ pub(crate) struct Parameters {
     pub(crate) epsilon: f64,
 }
 
+#[derive(Clone)]
 pub(crate) struct Mamba2 {
     /// To gate z, then x, B and C, then raw time steps.
     input: Linear,
