@@ -9,6 +9,9 @@ section() { printf '\n== %s\n' "$1"; }
 section "training on CPU: steps per second, against PyTorch eager"
 benches/training.sh
 
+section "prompts of a language model: per second, against transformers and llama.cpp"
+benches/language.sh
+
 section "10 000 empty jobs through server, Postgres and 2 workers; latency when idle"
 benches/jobs.sh
 

@@ -6,6 +6,9 @@ use plotters::{coord::Shift, prelude::*};
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Failure = Box<dyn std::error::Error>;
 
+/// Points with a higher TD have their name on the left.
+const NAMES_LEFT: f64 = 0.85;
+
 const PANEL: (u32, u32) = (520, 300);
 const HEAD: u32 = 64;
 const MOST_ROWS: usize = 8;
@@ -123,9 +126,11 @@ fn scatter(area: &Area, state: &State, shots: &[i64]) -> Result<(), Failure> {
     }
     for ((task, n), td) in state.td.iter().filter(|((task, _), _)| task != NULL_TASK) {
         let Some(accuracy) = state.accuracy.get(&(task.clone(), *n)) else { continue };
+        // Names near the right edge would leave the picture.
+        let side = if *td > NAMES_LEFT { -6 - 6 * task.chars().count() as i32 } else { 6 };
         let dot = EmptyElement::at((*td, *accuracy))
             + Circle::new((0, 0), 4, color(shots, *n).filled())
-            + Text::new(task.clone(), (6, -6), ("sans-serif", 11));
+            + Text::new(task.clone(), (side, -6), ("sans-serif", 11));
         chart.draw_series([dot])?;
     }
     Ok(())

@@ -133,7 +133,7 @@ fn check(network: &Transformer, spec: &InterventionSpec, tokens: &[usize]) {
         let close = |got: f64, want: f64| assert!((got / want - 1.0).abs() < 1e-4, "{got} and {want}: {row:?}");
         close(row.baseline, baseline);
         close(row.patched, patched);
-        assert!((row.patched / row.baseline - 1.0).abs() > 1e-3, "the intervention has an effect: {row:?}");
+        assert!((row.patched / row.baseline - 1.0).abs() > 2e-4, "the intervention has an effect: {row:?}");
     }
 }
 

@@ -25,7 +25,8 @@ async fn starts_stops_and_keeps_its_port() {
     assert_eq!(again.url_owner(), url);
     let pid = again.pid();
     drop(again);
-    assert!(!alive(pid), "drop leaves PostgreSQL running");
+    // It gives its file up a moment before it ends.
+    eventually(|| !alive(pid)).await;
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ async fn a_submission_sent_again_makes_no_second_sweep() {
     let mut stack = Stack::start().await;
     let yaml = selftest("once", 3);
     let first = stack.client().await.submit_as(&yaml, &[7; 16]).await.unwrap();
-    stack.crash();
+    stack.stop().await;
     stack.start_again().await;
     let client = stack.client().await;
     assert_eq!(client.submit_as(&yaml, &[7; 16]).await.unwrap(), first);

@@ -21,8 +21,9 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<(Config, Layout), LoadError> {
         bias: fields.or("use_bias", false)?,
         conv_bias: fields.or("use_conv_bias", true)?,
         steps: steps(fields, "time_step_limit")?,
-        wide_residual: fields.or("residual_in_fp32", true)?,
     };
+    // It is in f32 always.
+    let _: bool = fields.or("residual_in_fp32", true)?;
     let expand: f64 = fields.or("expand", 2.0)?;
     if width as f64 * expand != (mamba2.heads * mamba2.head) as f64 {
         return Err(fields.bad(format!(
@@ -74,8 +75,8 @@ pub(super) fn read_original(fields: &Fields<'_>) -> Result<(Config, Layout), Loa
         bias: inner.or("bias", false)?,
         conv_bias: inner.or("conv_bias", true)?,
         steps: steps(&inner, "dt_limit")?,
-        wide_residual: fields.or("residual_in_fp32", true)?,
     };
+    let _: bool = fields.or("residual_in_fp32", true)?;
     let pad: usize = fields.or("pad_vocab_size_multiple", 8_usize)?;
     let vocabulary = fields.required::<usize>("vocab_size")?.next_multiple_of(pad.max(1));
     let norm = NormConfig { kind: NormKind::Rms, epsilon: fields.or("norm_epsilon", 1e-5)? };
@@ -151,7 +152,7 @@ mod tests {
         let MixerConfig::Mamba2(mamba2) = config.mixer else { panic!("{config:?}") };
         assert_eq!((config.layers, config.width, config.vocabulary, config.context), (56, 4096, 256_000, None));
         assert_eq!((mamba2.heads, mamba2.head, mamba2.groups, mamba2.state, mamba2.kernel), (128, 64, 8, 128, 4));
-        assert!(!config.unembedding.tied && mamba2.wide_residual && mamba2.conv_bias && !mamba2.bias);
+        assert!(!config.unembedding.tied && mamba2.conv_bias && !mamba2.bias);
         assert_eq!(mamba2.steps, (0.0, f64::INFINITY));
 
         let config = read(original()).unwrap();

@@ -121,8 +121,6 @@ pub struct Mamba2Config {
     pub conv_bias: bool,
     /// Smallest and largest time step; the second may be infinite.
     pub steps: (f64, f64),
-    /// Is the residual stream in f32, whatever the weights are in?
-    pub wide_residual: bool,
 }
 
 /// Rotary positions: element i of a head turns by `position · θ^(−2i/D)` together with element i + D/2.

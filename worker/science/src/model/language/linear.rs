@@ -1,7 +1,7 @@
 //! `x·Wᵀ + b`.
 
 use super::adapter::Adapter;
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use std::fmt;
 use taskvec_kernels::linear_t;
 
@@ -27,9 +27,14 @@ impl Linear {
         self.bias.as_ref()
     }
 
-    /// (…, inputs) to (…, outputs).
+    /// (…, inputs) to (…, outputs), in the type of `x`, which is f32 at least; the weight may have fewer bits.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = linear_t(x, &self.weight, self.bias.as_ref())?;
+        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(x.dtype())).transpose()?;
+        let y = match self.weight.dtype() {
+            // What the operation does not take, it gets wider.
+            DType::F16 => linear_t(x, &self.weight.to_dtype(x.dtype())?, bias.as_ref())?,
+            _ => linear_t(x, &self.weight, bias.as_ref())?,
+        };
         match &self.adapter {
             None => Ok(y),
             Some(adapter) => adapter.added(x, y),

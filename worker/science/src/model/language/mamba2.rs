@@ -131,7 +131,7 @@ impl Mamba2 {
         cache: Option<&mut Recurrent>,
         pass: &mut Pass<'_>,
     ) -> Result<Tensor> {
-        let dtype = self.input.weight().dtype();
+        let dtype = wide(self.input.weight().dtype());
         let rows: Vec<Range<usize>> = pass.hook.rows().iter().map(|row| row.tokens.clone()).collect();
         let projected = self.input.forward(&x.to_dtype(dtype)?)?.to_dtype(wide(dtype))?.contiguous()?;
         let before = match &cache {

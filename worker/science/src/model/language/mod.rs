@@ -98,7 +98,7 @@ impl LanguageModel {
     pub fn cache(&self, rows: usize) -> Result<Cache> {
         let layer = |_| match &self.config.mixer {
             MixerConfig::Attention(a) => {
-                Keys::new(a.groups, a.head, self.dtype(), self.device()).map(LayerState::Attention)
+                Keys::new(a.groups, a.head, wide(self.dtype()), self.device()).map(LayerState::Attention)
             }
             MixerConfig::Mamba2(m) => {
                 let state = State::zeros(m, rows, wide(self.dtype()), self.device());
@@ -150,10 +150,7 @@ impl LanguageModel {
     /// What the final norm and the unembedding make of states of the residual stream, (…, d) to (…, V) in f32 at least:
     /// of the last block's, the model's predictions; of earlier ones, the logit lens.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        let logits = self
-            .unembedding
-            .forward(&self.norm.forward(states)?.to_dtype(self.dtype())?)?
-            .to_dtype(wide(states.dtype()))?;
+        let logits = self.unembedding.forward(&self.norm.forward(states)?)?.to_dtype(wide(states.dtype()))?;
         match self.config.unembedding.softcap {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),
@@ -175,16 +172,15 @@ impl LanguageModel {
 
     /// What enters the first block, (N, d).
     pub(crate) fn embed(&self, tokens: &[u32], pass: &mut Pass<'_>) -> Result<Tensor> {
-        let mut x = self.embedding.index_select(&Tensor::new(tokens, self.device())?, 0)?;
+        let dtype = self.dtype();
+        let mut x = self.embedding.index_select(&Tensor::new(tokens, self.device())?, 0)?.to_dtype(wide(dtype))?;
         if let Some(scale) = self.config.embedding.scale {
-            x = x.broadcast_mul(&Tensor::new(scale, self.device())?.to_dtype(x.dtype())?)?;
-        }
-        if matches!(self.config.mixer, MixerConfig::Mamba2(Mamba2Config { wide_residual: true, .. })) {
-            x = x.to_dtype(wide(x.dtype()))?;
+            // Rounded to the type of the weights, as models were trained with it.
+            x = x.broadcast_mul(&Tensor::new(scale, self.device())?.to_dtype(dtype)?.to_dtype(x.dtype())?)?;
         }
         if let Some(table) = &self.positions {
             let positions: Vec<u32> = pass.hook.rows().positions().map(|p| p as u32).collect();
-            x = (x + table.index_select(&Tensor::new(positions, self.device())?, 0)?)?;
+            x = (&x + table.index_select(&Tensor::new(positions, self.device())?, 0)?.to_dtype(x.dtype())?)?;
         }
         pass.hook.visit(HookPoint::Embed, x)
     }

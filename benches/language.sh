@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Prompts of SmolLM2-135M analysed per second: ours, HuggingFace transformers' and llama.cpp's, one after the other.
+set -eu
+cd "$(dirname "$0")/.."
+threads=${THREADS:-$(nproc)}
+model=target/models/SmolLM2-135M-Instruct.Q4_1.gguf
+if [ ! -e "$model" ] && ! make models; then
+    echo "language models: not measured ($model could not be fetched)"
+    exit 0
+fi
+cargo build --release --locked --quiet -p taskvec-science --example language_speed
+venv=${TASKVEC_BENCH_VENV:-target/bench-venv}
+if ! "$venv/bin/python" -c 'import torch, transformers, gguf' 2>/dev/null; then
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet 'torch==2.15.*' 'transformers==5.23.*' gguf numpy ||
+        echo "transformers could not be installed into $venv: its rows are missing below"
+fi
+prompts=$(mktemp /tmp/taskvec-prompts-XXXXXX.json)
+trap 'rm -f "$prompts"' EXIT
+RAYON_NUM_THREADS=$threads target/release/examples/language_speed "$model" "$prompts" "$threads" "${PER_TASK:-10}" 4
+if "$venv/bin/python" -c 'import torch, transformers, gguf' 2>/dev/null; then
+    "$venv/bin/python" benches/language.py "$model" "$prompts" --threads "$threads" 2>/dev/null
+else
+    echo "transformers: not measured (not installed in $venv)"
+fi
