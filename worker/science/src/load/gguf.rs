@@ -274,8 +274,11 @@ pub(super) fn is_one(path: &Path) -> bool {
 
 /// The library numbers types that it does not know, and says no more.
 fn unreadable(error: &candle_core::Error) -> String {
-    let hint = if error.to_string().contains("unknown dtype") { "; types that are read are " } else { "" };
-    format!("is no GGUF file that can be read: {error}{hint}{}", if hint.is_empty() { "" } else { SUPPORTED })
+    let text = error.to_string();
+    // Where RUST_BACKTRACE is set, more lines follow.
+    let reason = text.lines().next().unwrap_or_default();
+    let hint = if reason.contains("unknown dtype") { "; types that are read are " } else { "" };
+    format!("is no GGUF file that can be read: {reason}{hint}{}", if hint.is_empty() { "" } else { SUPPORTED })
 }
 
 fn architecture(path: &Path, metadata: Metadata<'_>) -> Result<Arch, LoadError> {
