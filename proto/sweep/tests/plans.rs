@@ -56,6 +56,7 @@ fn every_committed_sweep_file_plans_without_a_fault() {
             ("paper-synthetic", 5, 5 * (1 + 40 + 2 * 24)),
             ("paper-words", 12, 12 * 3),
             ("quickstart", 4, 4 * (1 + 6 + 2 * 11)),
+            ("quickstart-patching", 4, 4 * (1 + 6 + 2)),
             ("selftest", 1, 20),
             ("smollm2", 2, 2 * (3 + 1)),
             ("smollm2-lora", 2, 2 * (2 + 2)),
