@@ -16,9 +16,9 @@ use crate::{
     ScienceError,
     model::language::{Batch, Dropout, LanguageModel, Pass, Rows},
 };
-use candle_core::{D, DType, Result, Tensor, Var, backprop::GradStore};
+use candle_core::{DType, Result, Tensor, Var, backprop::GradStore};
 use std::sync::Arc;
-use taskvec_kernels::Span;
+use taskvec_kernels::{Span, cross_entropy};
 
 /// Of the loss by each parameter, in the order of [`Adapters::parameters`].
 pub struct Gradients {
@@ -182,14 +182,6 @@ fn taken(store: &mut GradStore, of: &Tensor) -> Result<Tensor> {
         Some(gradient) => Ok(gradient.detach()),
         None => candle_core::bail!("no gradient reached a tensor of shape {:?}", of.shape()),
     }
-}
-
-/// Mean over rows of `−log softmax(logits)` at each row's target: (A, V) and A targets to a scalar.
-fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
-    let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-    let norms = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    (norms - shifted.gather(&targets, D::Minus1)?)?.mean_all()
 }
 
 #[cfg(test)]
