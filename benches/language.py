@@ -5,12 +5,14 @@
 PROMPTS.json is written by `language_speed` (worker/science/examples), which measures the same in taskvec. What is timed:
 
 - states: hidden states of all layers before the answer, batches padded on the left, no unembedding beyond the last token;
-- answers: greedy answers to a newline, at most 12 tokens. They are compared with what taskvec made of the same prompts.
+- answers: greedy answers to a newline, at most 12 tokens. They are compared with what taskvec made of the same prompts;
+- prompt processing in llama.cpp: of the file as it is, and of its weights written out as f32 and as bf16.
 """
 
 import argparse
 import json
 import os
+import tempfile
 import time
 
 parser = argparse.ArgumentParser()
@@ -22,6 +24,7 @@ args = parser.parse_args()
 os.environ["OMP_NUM_THREADS"] = str(args.threads)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import gguf  # noqa: E402
 import torch  # noqa: E402  (after the number of threads is set)
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
@@ -88,15 +91,37 @@ def llama(rows, tokens):
     except ImportError:
         print("llama.cpp: not measured (llama-cpp-python is not installed)")
         return
-    model = llama_cpp.Llama(args.model, n_ctx=2048, n_batch=2048, n_ubatch=512, n_threads=args.threads,
-                            n_threads_batch=args.threads, verbose=False)
-    model.eval(rows[0])
-    model.reset()
-    start = time.perf_counter()
-    for row in rows:
-        model.reset()
-        model.eval(row)
-    report("prompt processing", "llama.cpp", time.perf_counter() - start, len(rows), tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in [None, "F32", "BF16"]:
+            path = written(args.model, os.path.join(folder, f"{kind}.gguf"), kind) if kind else args.model
+            model = llama_cpp.Llama(path, n_ctx=2048, n_batch=2048, n_ubatch=512, n_threads=args.threads,
+                                    n_threads_batch=args.threads, verbose=False)
+            model.eval(rows[0])
+            start = time.perf_counter()
+            for row in rows:
+                model.reset()
+                model.eval(row)
+            seconds = time.perf_counter() - start
+            report(f"prompts, {kind or 'file as it is'}", "llama.cpp", seconds, len(rows), tokens)
+
+
+def written(source, target, kind):
+    """The same model with its matrices in another type."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
+            continue
+        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        dtype = gguf.GGMLQuantizationType["F32" if values.ndim == 1 else kind]
+        writer.add_tensor(tensor.name, gguf.quantize(values, dtype), raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
 
 
 main()

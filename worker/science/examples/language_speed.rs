@@ -1,7 +1,8 @@
 //! How fast prompts of a language model are analysed: `language_speed MODEL PROMPTS.json [THREADS [PER_TASK [SHOTS]]]`.
 //!
 //! Prints the memory and time of loading, then prompts and prompt tokens per second of one pass without answers (task
-//! decodability at all layers), with greedy answers, and with both and the lens. PROMPTS.json gets the token ids of the prompts,
+//! decodability at all layers), with greedy answers, with the lens, and with all three; and what is saved by doing these in one
+//! pass, by not padding, and by computing the common beginning of patched prompts once. PROMPTS.json gets the token ids of the prompts,
 //! in the order measured, and whether each was answered rightly, so that benches/language.py can do the same in transformers
 //! and llama.cpp and compare.
 
@@ -10,13 +11,16 @@ use std::time::Instant;
 use taskvec_model::{
     job::{CheckpointRef, LensPart, Progress, Purpose, TdPart},
     metric::TrainLoss,
-    spec::{Family, FloatType, Instruction, Layers, NaturalSpec, PretrainedSpec, Site, Template},
+    spec::{
+        At, Corpus, Family, FloatType, Instruction, InterventionSpec, Layers, NaturalSpec, PatchLayers, PatchMode,
+        PatchPairs, PatchPositions, PretrainedSpec, Site, Template,
+    },
 };
 use taskvec_science::{
     Control, Models, ScienceError, Sink, WriteCheckpoint,
-    analysis::natural::{Reader, measure},
+    analysis::natural::{Reader, intervene, measure},
     load,
-    task::{Prompts, Series, Split, TaskSet},
+    task::{Prompt, Prompts, Series, Split, TaskSet},
 };
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -45,49 +49,116 @@ fn run(path: &str, out: &str, per_task: u32, shots: u32) -> Result<(), Failure> 
         peak / 1e6,
         peak / weights as f64
     );
-    let data = NaturalSpec {
-        family: Family::Bitwise { digits: 5 },
-        shots: vec![shots],
-        tasks: Vec::new(),
-        template: Template::default(),
-        instruction: Instruction::None,
-    };
+    let data = natural(Family::Bitwise { digits: 5 });
     let rows = prompts(&reader, &data, per_task, shots)?;
-    let tokens: usize = rows.iter().map(|(tokens, _)| tokens.len()).sum();
-    let td = TdPart { layers: Layers::All, sites: vec![Site::X], k: 10, samples_per_task: per_task, pairs: false };
-    let lens = LensPart { layers: Layers::All, samples_per_task: per_task };
-    let asked = |icl, td, lens| measure::Asked { seed: 0, data: &data, shots, icl, td, lens };
-    let mut right = Vec::new();
-    for (what, asked) in [
-        ("states of all layers", asked(None, Some(&td), None)),
-        ("greedy answers", asked(Some(per_task), None, None)),
-        ("states, answers, lens", asked(Some(per_task), Some(&td), Some(&lens))),
-    ] {
-        let start = Instant::now();
-        let metrics = measure::run(&reader, asked, &mut Nowhere)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let (prompts, tokens) = (rows.len() as f64 / seconds, tokens as f64 / seconds);
-        println!("{what:22} taskvec {prompts:8.2} prompts/s {tokens:9.0} prompt tokens/s");
-        right = metrics.icl.iter().map(|row| json!({ "task": row.latent_task, "accuracy": row.value })).collect();
-    }
-    let prompts: Vec<_> = rows.iter().map(|(t, answer)| json!({ "tokens": t, "answer": answer })).collect();
+    let right = measured(&reader, &data, per_task, shots, &rows)?;
+    padding(&reader, per_task, shots)?;
+    beginnings(&reader, &data, shots, &rows)?;
+    let prompts: Vec<_> = rows.iter().map(|p| json!({ "tokens": p.tokens, "answer": p.answer })).collect();
     std::fs::write(out, json!({ "prompts": prompts, "accuracy": right }).to_string())?;
     Ok(())
 }
 
-/// Tokens and answers of the prompts that a measurement sees.
-fn prompts(
+fn natural(family: Family) -> NaturalSpec {
+    let (template, instruction) = (Template::default(), Instruction::None);
+    NaturalSpec { family, shots: Vec::new(), tasks: Vec::new(), template, instruction }
+}
+
+/// Each part of a measurement alone, and all in one pass; gives the accuracy of each task.
+fn measured(
     reader: &Reader,
     data: &NaturalSpec,
     per_task: u32,
     shots: u32,
-) -> Result<Vec<(Vec<u32>, String)>, ScienceError> {
+    rows: &[Prompt],
+) -> Result<Vec<serde_json::Value>, Failure> {
+    let tokens: usize = rows.iter().map(|p| p.tokens.len()).sum();
+    let td = TdPart { layers: Layers::All, sites: vec![Site::X], k: 10, samples_per_task: per_task, pairs: false };
+    let lens = LensPart { layers: Layers::All, samples_per_task: per_task };
+    let asked = |icl, td, lens| measure::Asked { seed: 0, data, shots, icl, td, lens };
+    let (mut right, mut apart) = (Vec::new(), 0.0);
+    for (what, asked) in [
+        ("states of all layers", asked(None, Some(&td), None)),
+        ("greedy answers", asked(Some(per_task), None, None)),
+        ("lens", asked(None, None, Some(&lens))),
+        ("states, answers, lens", asked(Some(per_task), Some(&td), Some(&lens))),
+    ] {
+        let start = Instant::now();
+        let metrics = measure::run(reader, asked, &mut Nowhere)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let (prompts, tokens) = (rows.len() as f64 / seconds, tokens as f64 / seconds);
+        println!("{what:22} taskvec      {prompts:8.2} prompts/s {tokens:9.0} prompt tokens/s");
+        if asked.td.is_some() && asked.icl.is_some() {
+            println!("one pass saves         {seconds:.1} s for all three, {apart:.1} s one after the other");
+        }
+        apart += seconds;
+        right = metrics.icl.iter().map(|row| json!({ "task": row.latent_task, "accuracy": row.value })).collect();
+    }
+    Ok(right)
+}
+
+/// What padding would cost with prompts of different lengths: in order, and sorted by length.
+fn padding(reader: &Reader, per_task: u32, shots: u32) -> Result<(), ScienceError> {
+    const BATCH: usize = 16;
+    let rows = prompts(reader, &natural(Family::Pos { corpus: Corpus::Bundled }), per_task, shots)?;
+    let mut lengths: Vec<usize> = rows.iter().map(|p| p.tokens.len()).collect();
+    let padded = |lengths: &[usize]| -> usize {
+        lengths.chunks(BATCH).map(|some| some.len() * some.iter().max().copied().unwrap_or(0)).sum()
+    };
+    let (tokens, in_order) = (lengths.iter().sum::<usize>(), padded(&lengths));
+    lengths.sort_unstable();
+    let more = |padded: usize| 100.0 * (padded as f64 / tokens as f64 - 1.0);
+    println!(
+        "packing saves          {:.1} % of the tokens of POS prompts padded in batches of {BATCH}, {:.1} % if sorted by length",
+        more(in_order),
+        more(padded(&lengths))
+    );
+    Ok(())
+}
+
+/// Interventions at the last token of prompts, whose beginning all variants share, and at every site, of which the first is
+/// near the start.
+fn beginnings(reader: &Reader, data: &NaturalSpec, shots: u32, rows: &[Prompt]) -> Result<(), ScienceError> {
+    let spec = |positions| InterventionSpec {
+        at: At::Last,
+        layers: PatchLayers::List(vec![5, 10, 15, 20]),
+        site: Site::X,
+        positions,
+        mode: PatchMode::Replace,
+        pairs: PatchPairs::Paper,
+        shots: Vec::new(),
+        samples_per_task: 2,
+        replicates: 1,
+    };
+    for (what, positions) in [("last token", PatchPositions::Last), ("every site", PatchPositions::All)] {
+        let spec = spec(positions);
+        let start = Instant::now();
+        let metrics = intervene::run(reader, intervene::Asked { seed: 0, data, shots, spec: &spec }, &mut Nowhere)?;
+        let (seconds, variants) = (start.elapsed().as_secs_f64(), metrics.interventions.len());
+        let answers = variants * spec.samples_per_task as usize;
+        let first = |p: &Prompt| match positions {
+            PatchPositions::Last => p.x_sites.last().copied(),
+            PatchPositions::All => p.x_sites.first().copied(),
+        };
+        let (shared, tokens) =
+            rows.iter().fold((0, 0), |(shared, tokens), p| (shared + first(p).unwrap_or(0), tokens + p.tokens.len()));
+        println!(
+            "patching, {what:12} taskvec      {:8.2} answers/s ({:.0} % of a prompt is common to its variants)",
+            answers as f64 / seconds,
+            100.0 * shared as f64 / tokens as f64
+        );
+    }
+    Ok(())
+}
+
+/// The prompts that a measurement sees.
+fn prompts(reader: &Reader, data: &NaturalSpec, per_task: u32, shots: u32) -> Result<Vec<Prompt>, ScienceError> {
     let tasks = TaskSet::load(data, 0)?;
     let prompts = Prompts::new(&tasks, data, &reader.tokenizer, reader.model.config().context, 0)?;
     let mut rows = Vec::new();
     for task in 0..tasks.tasks().len() {
         let series = Series { task, split: Split::Test, shots, replicate: 0 };
-        rows.extend(prompts.batch(series, 0..u64::from(per_task))?.into_iter().map(|p| (p.tokens, p.answer)));
+        rows.extend(prompts.batch(series, 0..u64::from(per_task))?);
     }
     Ok(rows)
 }
