@@ -4,7 +4,7 @@ use crate::{
     ScienceError, checkpoint,
     data::Sequences,
     hook::{Capture, HookPoint, Tokens},
-    load::{self, Files},
+    load::{self, Files, Room},
     lora::peft,
     model::language::{Batch, LanguageModel, Logits},
 };
@@ -43,7 +43,7 @@ pub fn forward_file(
         }
         (false, adapter) => {
             let inputs = Padded::read(input)?;
-            let mut network = Files::find(model, revision)?.load(load::dtype(dtype), &Device::Cpu)?;
+            let mut network = Files::find(model, revision)?.load(load::dtype(dtype), &[Room::cpu()])?;
             if let Some(folder) = adapter {
                 network = network.with_adapters(&peft::read(folder, &network)?)?;
             }

@@ -3,10 +3,9 @@
 use crate::{
     ScienceError,
     analysis::natural::Reader,
-    load::{self, Files},
+    load::{self, Files, Room},
     tokenizer::Tokenizer,
 };
-use candle_core::Device;
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -39,7 +38,7 @@ impl Models {
         // Before the next one is read, so that memory need not hold both.
         *last = None;
         let tokenizer = tokenizer(&files)?;
-        let model = files.load(load::dtype(spec.dtype), &Device::Cpu)?;
+        let model = files.load(load::dtype(spec.dtype), &[Room::cpu()])?;
         let reader = Arc::new(Reader { model, tokenizer });
         *last = Some((key, Arc::clone(&reader)));
         Ok(reader)

@@ -13,7 +13,7 @@ use candle_core::{
 };
 use std::{collections::HashMap, path::PathBuf};
 use taskvec_science::{
-    load::{Files, LoadError, Weights, gguf::Gguf},
+    load::{Files, LoadError, Room, Weights, gguf::Gguf},
     model::language::{Batch, LanguageModel, Logits, MixerConfig, RotaryScaling},
 };
 
@@ -43,7 +43,7 @@ fn error_of(ours: &Tensor, theirs: &Tensor) -> f32 {
 fn tensors_are_those_of_the_checkpoint() {
     for name in ARCHITECTURES {
         let gguf = Gguf::open(&file(name)).unwrap();
-        let weights = gguf.weights(DType::F32, &Device::Cpu);
+        let weights = gguf.weights(DType::F32);
         let checkpoint = candle_core::safetensors::load(folder(name).join("model.safetensors"), &Device::Cpu).unwrap();
         let mut names: Vec<&String> = checkpoint.keys().collect();
         names.sort();
@@ -90,10 +90,10 @@ fn models_are_those_of_the_checkpoint() {
         }
         assert_eq!(config, wanted, "{name}");
         assert_eq!(ours.parameters(), theirs.parameters(), "{name}");
-        let load = |files: &Files| files.load(DType::F32, &Device::Cpu).unwrap();
+        let load = |files: &Files| files.load(DType::F32, &[Room::cpu()]).unwrap();
         let error = error_of(&logits(&load(&ours)), &logits(&load(&theirs)));
         assert!(error < 1e-5, "{name}: logits differ by {error:e}");
-        let half = ours.load(DType::BF16, &Device::Cpu).unwrap();
+        let half = ours.load(DType::BF16, &[Room::cpu()]).unwrap();
         assert_eq!(half.dtype(), DType::BF16, "{name}");
         let error = error_of(&logits(&half), &logits(&load(&theirs)));
         assert!(error < 0.1, "{name}: logits in bf16 differ by {error:e}");
@@ -110,7 +110,7 @@ fn every_type_of_quantisation_gives_its_values() {
     let names: HashMap<String, String> = serde_json::from_str(&about.metadata().as_ref().unwrap()["names"]).unwrap();
     assert_eq!(values.len(), 13);
     for (kind, theirs) in &values {
-        let weights = gguf.weights(DType::F32, &Device::Cpu);
+        let weights = gguf.weights(DType::F32);
         let module = names[kind].strip_prefix("blk.").unwrap();
         let (block, module) = module.split_once('.').unwrap();
         let tensor =

@@ -2,9 +2,9 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use std::path::{Path, PathBuf};
-use taskvec_science::load::Files;
+use taskvec_science::load::{Files, Room};
 
 /// The most memory that the process has ever had, in bytes.
 fn peak() -> u64 {
@@ -24,7 +24,7 @@ fn loading_takes_little_more_than_the_weights() {
     }
     let before = peak();
     let files = Files::find(path.to_str().unwrap(), None).unwrap();
-    let model = files.load(DType::F32, &Device::Cpu).unwrap();
+    let model = files.load(DType::F32, &[Room::cpu()]).unwrap();
     let ratio = (peak() - before) as f64 / files.bytes(DType::F32) as f64;
     eprintln!("peak memory of loading is {ratio:.3} of the weights");
     assert!(ratio < 1.1, "{ratio}");

@@ -10,7 +10,7 @@ use common::{
 };
 use taskvec_science::{
     hook::{BlockPoint, Capture, HookPoint, Tokens},
-    load::Files,
+    load::{Files, Room},
     model::language::{LanguageModel, Logits, MixerConfig},
 };
 
@@ -106,7 +106,7 @@ fn changed(name: &str, change: impl FnOnce(&mut serde_json::Value)) -> LanguageM
     let mut config = serde_json::from_slice(&std::fs::read(folder.path().join("config.json")).unwrap()).unwrap();
     change(&mut config);
     folder.put("config.json", config.to_string().as_bytes());
-    Files::find(folder.path().to_str().unwrap(), None).unwrap().load(DType::F32, &Device::Cpu).unwrap()
+    Files::find(folder.path().to_str().unwrap(), None).unwrap().load(DType::F32, &[Room::cpu()]).unwrap()
 }
 
 #[test]

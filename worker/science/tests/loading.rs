@@ -11,8 +11,8 @@ use common::{
 use serde_json::{Value, json};
 use std::{collections::HashMap, fs, path::Path};
 use taskvec_science::{
-    load::{Files, LoadError, identify, revisions},
-    model::language::Logits,
+    load::{Files, LoadError, Room, identify, revisions},
+    model::language::{LanguageModel, Logits},
 };
 
 fn copy(name: &str, into: &Path) {
@@ -35,7 +35,7 @@ fn find(folder: &Folder) -> Result<Files, LoadError> {
 }
 
 fn load(folder: &Folder) -> Result<(), LoadError> {
-    find(folder)?.load(DType::F32, &Device::Cpu).map(drop)
+    find(folder)?.load(DType::F32, &[Room::cpu()]).map(drop)
 }
 
 /// The error must say all of these.
@@ -258,11 +258,27 @@ fn both_ways_to_name_a_decoder_are_read() {
             };
             *tensors = tensors.iter().map(|(key, t)| (renamed(key), t.clone())).collect();
         });
-        let other = find(&folder).unwrap().load(DType::F32, &Device::Cpu).unwrap();
+        let other = find(&folder).unwrap().load(DType::F32, &[Room::cpu()]).unwrap();
         let batch = Expected::of(name).batch();
-        let logits = |model: &taskvec_science::model::language::LanguageModel| {
-            model.forward(&batch, None, None, Logits::All).unwrap().unwrap()
-        };
+        let logits = |model: &LanguageModel| model.forward(&batch, None, None, Logits::All).unwrap().unwrap();
         assert_same(name, &logits(&other), &logits(&language::load(name)));
+    }
+}
+
+#[test]
+fn what_fits_no_single_room_is_spread_over_several() {
+    for name in ["llama", "llama_tied", "gpt2", "gemma2"] {
+        let files = Files::find(language::folder(name).to_str().unwrap(), None).unwrap();
+        let parts = files.parts(DType::F32);
+        assert_eq!(parts.bytes(), files.bytes(DType::F32), "{name}");
+        assert!(parts.blocks.iter().all(|bytes| *bytes == parts.blocks[0]), "{name}: blocks of one model are alike");
+        let room = |bytes| Room { device: Device::Cpu, bytes };
+        let rooms = [room(parts.bytes() - parts.blocks[0]), room(parts.blocks[0] + parts.unembedding)];
+        let (spread, batch) = (files.load(DType::F32, &rooms).unwrap(), Expected::of(name).batch());
+        let logits = |model: &LanguageModel| model.forward(&batch, None, None, Logits::All).unwrap().unwrap();
+        assert_same(name, &logits(&spread), &logits(&language::load(name)));
+
+        let short = files.load(DType::F32, &[room(parts.embedding), room(parts.blocks[0])]);
+        refused(short.map(drop), &["its weights take 0.0 GB", "on cpu", "smaller dtype or model"]);
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use std::collections::HashMap;
 use taskvec_science::{
     hook::{BlockPoint, Capture, Hook, HookPoint, Tokens},
-    load::Files,
+    load::{Files, Room},
     model::language::{Batch, LanguageModel, Logits, Rows, generate},
 };
 
@@ -30,7 +30,7 @@ impl Fixture {
         let numbers = |key: &str| expected[key].to_dtype(DType::U32).unwrap().to_vec1::<u32>().unwrap();
         let mut tokens = numbers("tokens").into_iter();
         let rows = numbers("lengths").iter().map(|n| tokens.by_ref().take(*n as usize).collect()).collect();
-        Self { model: files.load(DType::F32, &Device::Cpu).unwrap(), expected, rows }
+        Self { model: files.load(DType::F32, &[Room::cpu()]).unwrap(), expected, rows }
     }
 
     fn batch(&self) -> Batch {
@@ -233,7 +233,7 @@ fn checkpoints_of_the_authors_are_read() {
     candle_core::safetensors::save(&renamed, path.with_file_name("model.safetensors")).unwrap();
     let files = Files::find(path.parent().unwrap().to_str().unwrap(), None).unwrap();
     let fixture = Fixture::open("one_group");
-    let theirs = Fixture { model: files.load(DType::F32, &Device::Cpu).unwrap(), ..Fixture::open("one_group") };
+    let theirs = Fixture { model: files.load(DType::F32, &[Room::cpu()]).unwrap(), ..Fixture::open("one_group") };
     let row = &fixture.rows[..1];
     assert_eq!(fixture.logits(row).to_vec2::<f32>().unwrap(), theirs.logits(row).to_vec2::<f32>().unwrap());
 }

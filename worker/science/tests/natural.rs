@@ -3,7 +3,7 @@
 
 mod common;
 
-use candle_core::{D, DType, Device};
+use candle_core::{D, DType};
 use common::{Memory, language};
 use std::collections::{BTreeMap, BTreeSet};
 use taskvec_model::{
@@ -16,7 +16,7 @@ use taskvec_science::{
         natural::{Reader, measure},
     },
     hook::{Capture, HookPoint, Tokens},
-    load::Files,
+    load::{Files, Room},
     model::language::{Batch, Logits},
     rng::{Purpose, Stream},
     task::{Prompt, Prompts, Series, Split, TaskSet},
@@ -39,7 +39,7 @@ fn characters() -> Tokenizer {
 
 fn reader() -> Reader {
     let model = Files::find(language::folder("llama").to_str().unwrap(), None).unwrap();
-    Reader { model: model.load(DType::F32, &Device::Cpu).unwrap(), tokenizer: characters() }
+    Reader { model: model.load(DType::F32, &[Room::cpu()]).unwrap(), tokenizer: characters() }
 }
 
 fn data() -> NaturalSpec {

@@ -4,11 +4,11 @@
 
 mod common;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use taskvec_science::{
-    load::Files,
+    load::{Files, Room},
     model::language::{Batch, generate},
 };
 
@@ -59,7 +59,7 @@ fn text_becomes_the_tokens_that_llama_cpp_makes_of_it() {
 #[test]
 fn greedy_continuations_are_those_of_transformers() {
     let Some((files, expected)) = model() else { return };
-    let model = files.load(DType::F32, &Device::Cpu).unwrap();
+    let model = files.load(DType::F32, &[Room::cpu()]).unwrap();
     let prompts = Batch::new(&expected.prompts).unwrap();
     let tokens = expected.continuations[0].len();
     let ours = generate(&model, &prompts, tokens, |_, _| false, None).unwrap();

@@ -20,7 +20,7 @@ use taskvec_model::{
 };
 use taskvec_science::{
     Executed, Inputs, Models, ScienceError, execute,
-    load::Files,
+    load::{Files, Room},
     lora::peft,
     model::language::{Batch, Logits},
 };
@@ -351,7 +351,7 @@ fn checkpoints_become_folders_for_peft() {
 
     // What is written is read as what is measured.
     let model = Files::find(world.folder.path().to_str().unwrap(), None).unwrap();
-    let model = model.load(candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    let model = model.load(candle_core::DType::F32, &[Room::cpu()]).unwrap();
     let read = peft::read(&written, &model).unwrap();
     let batch = Batch::new([[1u32, 50, 60, 70]]).unwrap();
     let logits = |m: &taskvec_science::model::language::LanguageModel| {

@@ -3,6 +3,7 @@
 use super::{
     LoadError, Parameters, Weights,
     names::{Layout, Names, NormSite, Stored},
+    spread::Placing,
 };
 use crate::model::language::{
     Attention, AttentionConfig, Block, Config, Frequencies, LanguageModel, Linear, Mamba2, Mamba2Config,
@@ -11,21 +12,32 @@ use crate::model::language::{
 };
 use taskvec_kernels::Attend;
 
-/// The model that `config` describes.
+/// The model that `config` describes, its parts where `placing` says, which is of as many blocks.
 ///
 /// # Errors
 /// Where a tensor is missing, too many, or of another shape than `config` says, or cannot be read.
-pub(super) fn assemble(config: Config, layout: Layout, weights: &dyn Weights) -> Result<LanguageModel, LoadError> {
+pub(super) fn assemble(
+    config: Config,
+    layout: Layout,
+    weights: &dyn Weights,
+    placing: &Placing,
+) -> Result<LanguageModel, LoadError> {
     let parameters = Parameters::new(weights);
     let names = Names::new(layout, &config, |name| parameters.has(name));
     let mut builder = Builder { config: &config, names, parameters };
     let (width, vocabulary) = (config.width, config.vocabulary);
+    builder.parameters.move_to(&placing.embedding);
     let embedding = builder.parameters.get(&builder.names.embedding(), &[vocabulary, width])?;
     let positions = match (config.embedding.positions, config.context) {
         (true, Some(context)) => Some(builder.parameters.get(&builder.names.positions(), &[context, width])?),
         _ => None,
     };
-    let blocks = (0..config.layers).map(|i| builder.block(i)).collect::<Result<_, _>>()?;
+    let block = |(i, device)| {
+        builder.parameters.move_to(device);
+        builder.block(i)
+    };
+    let blocks = placing.blocks.iter().enumerate().map(block).collect::<Result<_, _>>()?;
+    builder.parameters.move_to(&placing.unembedding);
     let norm = builder.norm(config.norm, builder.names.final_norm(), width)?;
     let unembedding = match config.unembedding.tied {
         true => Linear::new(embedding.clone(), None),

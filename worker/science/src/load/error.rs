@@ -60,6 +60,12 @@ pub enum LoadError {
     )]
     Vocabulary { path: PathBuf, tokens: usize, vocabulary: usize },
 
+    #[error(
+        "{}: its weights take {}, and there is room for {}; choose a smaller dtype or model, or a machine with more memory",
+        .path.display(), gigabytes(*.needed), of_rooms(.rooms)
+    )]
+    NoRoom { path: PathBuf, needed: u64, rooms: Vec<(String, u64)> },
+
     #[error("tensor operation while loading: {0}")]
     Tensor(#[from] candle_core::Error),
 }
@@ -83,6 +89,15 @@ fn some_of(names: &[String]) -> String {
         n if n > SHOWN => format!("{shown} and {} more", n - SHOWN),
         _ => shown,
     }
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+fn of_rooms(rooms: &[(String, u64)]) -> String {
+    let rooms: Vec<String> = rooms.iter().map(|(device, bytes)| format!("{} on {device}", gigabytes(*bytes))).collect();
+    if rooms.is_empty() { "none of them on any device".to_owned() } else { rooms.join(", ") }
 }
 
 fn listed(paths: &[PathBuf]) -> String {

@@ -123,8 +123,8 @@ impl Gguf {
     }
 
     /// The weights in `dtype` on `device`.
-    pub fn weights<'a>(&'a self, dtype: DType, device: &'a Device) -> GgufWeights<'a> {
-        GgufWeights { gguf: self, dtype, device }
+    pub fn weights(&self, dtype: DType) -> GgufWeights<'_> {
+        GgufWeights { gguf: self, dtype }
     }
 
     /// The tokenizer of a file that need not have a model in it.
@@ -155,7 +155,7 @@ impl Gguf {
 
     fn add_rotary_factors(&mut self) -> Result<(), LoadError> {
         let Some(info) = self.content.tensor_infos.get(ROTARY_FACTORS) else { return Ok(()) };
-        let read = self.part(info, info.offset, info.shape.clone(), DType::F32, &Device::Cpu);
+        let read = self.part(info, info.offset, info.shape.clone(), DType::F32);
         let factors = read.and_then(|t| t.flatten_all()?.to_vec1::<f32>());
         let factors = factors.map_err(|e| self.unreadable(ROTARY_FACTORS, &e))?;
         let rotary = &mut self.config["rope_parameters"];
@@ -171,18 +171,18 @@ impl Gguf {
         }
     }
 
-    fn weight(&self, name: &str, rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor, LoadError> {
+    fn weight(&self, name: &str, rows: Range<usize>, dtype: DType) -> Result<Tensor, LoadError> {
         let Stored { name: stored, change } = &self.tensors[name];
         let info = &self.content.tensor_infos[stored];
         let read = || {
             if change.keeps_rows() {
-                return change.undo(self.dequantised(info, rows.clone(), dtype, device)?, |_| 1);
+                return change.undo(self.dequantised(info, rows.clone(), dtype)?, |_| 1);
             }
             // What changes the values is done in f32, whatever they are kept in.
             let all = info.shape.dims().first().copied().unwrap_or(1);
-            let stored = self.dequantised(info, 0..all, DType::F32, &Device::Cpu)?;
+            let stored = self.dequantised(info, 0..all, DType::F32)?;
             let whole = change.undo(stored, |rows| self.heads(rows))?;
-            whole.narrow(0, rows.start, rows.len())?.contiguous()?.to_dtype(dtype)?.to_device(device)
+            whole.narrow(0, rows.start, rows.len())?.contiguous()?.to_dtype(dtype)
         };
         read().map_err(|e| self.unreadable(stored, &e))
     }
@@ -196,49 +196,42 @@ impl Gguf {
     }
 
     /// Rows of a tensor as it is stored, a few at a time. A tensor of one dimension has one element in each row.
-    fn dequantised(
-        &self,
-        info: &TensorInfo,
-        rows: Range<usize>,
-        dtype: DType,
-        device: &Device,
-    ) -> CandleResult<Tensor> {
+    fn dequantised(&self, info: &TensorInfo, rows: Range<usize>, dtype: DType) -> CandleResult<Tensor> {
         let dims = info.shape.dims();
         let columns: usize = dims.iter().skip(1).product();
         let (block, size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
         if dims.len() < 2 {
-            let whole = self.part(info, info.offset, info.shape.clone(), dtype, device)?;
+            let whole = self.part(info, info.offset, info.shape.clone(), dtype)?;
             return whole.narrow(0, rows.start, rows.len());
         }
         let part = |from: usize, count: usize| {
             let offset = info.offset + (from * columns / block * size) as u64;
-            self.part(info, offset, Shape::from((count, columns)), dtype, device)
+            self.part(info, offset, Shape::from((count, columns)), dtype)
         };
         let shape: Vec<usize> = std::iter::once(rows.len()).chain(dims.iter().skip(1).copied()).collect();
         let at_once = (CHUNK / columns.max(1)).max(1);
         if rows.len() <= at_once {
             return part(rows.start, rows.len())?.reshape(shape);
         }
-        let whole = Tensor::zeros((rows.len(), columns), dtype, device)?;
+        let whole = Tensor::zeros((rows.len(), columns), dtype, &Device::Cpu)?;
         for from in rows.clone().step_by(at_once) {
             whole.slice_set(&part(from, at_once.min(rows.end - from))?, 0, from - rows.start)?;
         }
         whole.reshape(shape)
     }
 
-    fn part(&self, of: &TensorInfo, offset: u64, shape: Shape, dtype: DType, device: &Device) -> CandleResult<Tensor> {
+    fn part(&self, of: &TensorInfo, offset: u64, shape: Shape, dtype: DType) -> CandleResult<Tensor> {
         let part = TensorInfo { ggml_dtype: of.ggml_dtype, shape, offset };
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let stored = part.read(&mut *file, self.content.tensor_data_offset, &Device::Cpu)?;
-        stored.dequantize(&Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+        stored.dequantize(&Device::Cpu)?.to_dtype(dtype)
     }
 }
 
-/// The tensors of [`Gguf`] in one type on one device.
+/// The tensors of [`Gguf`] in one type.
 pub struct GgufWeights<'a> {
     gguf: &'a Gguf,
     dtype: DType,
-    device: &'a Device,
 }
 
 impl Weights for GgufWeights<'_> {
@@ -251,15 +244,11 @@ impl Weights for GgufWeights<'_> {
     }
 
     fn read(&self, name: &str, rows: Range<usize>) -> Result<Tensor, LoadError> {
-        self.gguf.weight(name, rows, self.dtype, self.device)
+        self.gguf.weight(name, rows, self.dtype)
     }
 
     fn dtype(&self) -> DType {
         self.dtype
-    }
-
-    fn device(&self) -> &Device {
-        self.device
     }
 }
 

@@ -11,17 +11,20 @@ mod identity;
 mod locate;
 mod names;
 mod shards;
+mod spread;
 mod vocabulary;
 mod weights;
 
 pub use error::LoadError;
+pub use spread::{Parts, Room};
 pub use weights::{Parameters, Weights};
 
 use crate::model::language::{Config, LanguageModel};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use gguf::Gguf;
 use names::{Layout, Names};
 use shards::Shards;
+use spread::Placing;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -122,12 +125,38 @@ impl Files {
 
     /// Number of parameters; tied weights count once.
     pub fn parameters(&self) -> u64 {
-        let names = Names::new(self.layout, &self.config, |name| self.shapes().contains_key(name));
-        let counted = self.shapes().iter().filter(|(name, _)| !names.is_harmless(name));
-        counted.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+        self.counted().map(|(_, elements)| elements).sum()
     }
 
-    /// Memory that the weights take once they are loaded; loading needs no more, but for one tensor on another device.
+    /// Names and sizes of all tensors that compute something.
+    fn counted(&self) -> impl Iterator<Item = (&str, u64)> {
+        let names = self.names();
+        let counted = self.shapes().iter().filter(move |(name, _)| !names.is_harmless(name));
+        counted.map(|(name, shape)| (name.as_str(), shape.iter().product::<usize>() as u64))
+    }
+
+    fn names(&self) -> Names<'_> {
+        Names::new(self.layout, &self.config, |name| self.shapes().contains_key(name))
+    }
+
+    /// Memory that the weights take once they are loaded, part by part; loading needs no more, but for one tensor on its way
+    /// to another device.
+    pub fn parts(&self, dtype: DType) -> Parts {
+        let names = self.names();
+        let (tied, blocks) = (self.config.unembedding.tied, vec![0; self.config.layers]);
+        let mut parts = Parts { embedding: 0, blocks, unembedding: 0, tied };
+        for (name, elements) in self.counted() {
+            let part = match names.block_of(name) {
+                Some(block) if block < parts.blocks.len() => &mut parts.blocks[block],
+                _ if name == names.embedding() || name == names.positions() => &mut parts.embedding,
+                _ => &mut parts.unembedding,
+            };
+            *part += elements * dtype.size_in_bytes() as u64;
+        }
+        parts
+    }
+
+    /// All of [`Self::parts`].
     pub fn bytes(&self, dtype: DType) -> u64 {
         self.parameters() * dtype.size_in_bytes() as u64
     }
@@ -152,15 +181,25 @@ impl Files {
         })
     }
 
-    /// The model with all weights as `dtype` on `device`.
+    /// The model with all weights as `dtype`, spread over the devices of `rooms` in their order (see [`Room`]).
     ///
     /// # Errors
-    /// Where a tensor is missing, left over or of another shape than config.json says, or cannot be read.
-    pub fn load(&self, dtype: DType, device: &Device) -> Result<LanguageModel, LoadError> {
+    /// [`LoadError::NoRoom`] before anything is read; where a tensor is missing, left over or of another shape than
+    /// config.json says, or cannot be read.
+    pub fn load(&self, dtype: DType, rooms: &[Room]) -> Result<LanguageModel, LoadError> {
         let config = self.config.clone();
+        let placing = Placing::new(self.path(), &self.parts(dtype), rooms)?;
         match &self.source {
-            Source::Folder { shards, .. } => assemble::assemble(config, self.layout, &shards.reader(dtype, device)),
-            Source::Gguf(gguf) => assemble::assemble(config, self.layout, &gguf.weights(dtype, device)),
+            Source::Folder { shards, .. } => assemble::assemble(config, self.layout, &shards.reader(dtype), &placing),
+            Source::Gguf(gguf) => assemble::assemble(config, self.layout, &gguf.weights(dtype), &placing),
+        }
+    }
+
+    /// The folder or the file.
+    fn path(&self) -> &Path {
+        match &self.source {
+            Source::Folder { folder, .. } => folder,
+            Source::Gguf(gguf) => gguf.path(),
         }
     }
 }

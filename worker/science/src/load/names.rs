@@ -90,12 +90,23 @@ impl<'a> Names<'a> {
     }
 
     fn block(&self, block: usize) -> String {
+        format!("{}{block}", self.blocks())
+    }
+
+    /// What the names of all tensors in blocks begin with, before the number.
+    fn blocks(&self) -> String {
         let name = match self.layout {
             Layout::Llama | Layout::Mamba2 => "layers",
             Layout::Gpt2 => "h",
             Layout::OlmoOriginal => "blocks",
         };
-        format!("{}{name}.{block}", self.prefix)
+        format!("{}{name}.", self.prefix)
+    }
+
+    /// The block that a tensor belongs to.
+    pub(super) fn block_of(&self, name: &str) -> Option<usize> {
+        let rest = name.strip_prefix(self.blocks().as_str())?;
+        rest.split_once('.')?.0.parse().ok()
     }
 
     pub(super) fn norm(&self, block: usize, site: NormSite) -> String {

@@ -73,9 +73,9 @@ impl Shards {
         &self.shapes
     }
 
-    /// These tensors in `dtype` on `device`.
-    pub(super) fn reader<'a>(&'a self, dtype: DType, device: &'a Device) -> Reader<'a> {
-        Reader { shards: self, dtype, device }
+    /// These tensors in `dtype`.
+    pub(super) fn reader(&self, dtype: DType) -> Reader<'_> {
+        Reader { shards: self, dtype }
     }
 
     fn add(&mut self, path: PathBuf) -> Result<(), LoadError> {
@@ -187,11 +187,10 @@ fn no_weights(folder: &Path) -> String {
     }
 }
 
-/// The tensors of [`Shards`] in one type on one device.
+/// The tensors of [`Shards`] in one type.
 pub(super) struct Reader<'a> {
     shards: &'a Shards,
     dtype: DType,
-    device: &'a Device,
 }
 
 impl Weights for Reader<'_> {
@@ -220,10 +219,6 @@ impl Weights for Reader<'_> {
 
     fn dtype(&self) -> DType {
         self.dtype
-    }
-
-    fn device(&self) -> &Device {
-        self.device
     }
 }
 
@@ -256,7 +251,7 @@ impl Reader<'_> {
             })
             .map_err(LoadError::io(path))?;
         let shape: Vec<usize> = std::iter::once(rows.len()).chain(shape.iter().skip(1).copied()).collect();
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(self.device)?)
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
     }
 }
 

@@ -16,33 +16,37 @@ pub trait Weights {
     /// The file that has a tensor (or should have it), for messages.
     fn file(&self, name: &str) -> PathBuf;
 
-    /// Rows of a tensor, along its first dimension, in [`Self::dtype`] on [`Self::device`]. The tensor is there, and so are
-    /// the rows.
+    /// Rows of a tensor, along its first dimension, in [`Self::dtype`] on the CPU. The tensor is there, and so are the
+    /// rows.
     fn read(&self, name: &str, rows: Range<usize>) -> Result<Tensor, LoadError>;
 
     /// What tensors are converted to.
     fn dtype(&self) -> DType;
-
-    fn device(&self) -> &Device;
 }
 
 /// The parameters of a model that is being put together: checks every shape, and in the end that nothing was left over.
 pub struct Parameters<'a> {
     weights: &'a dyn Weights,
     used: BTreeSet<String>,
+    device: Device,
 }
 
 impl<'a> Parameters<'a> {
     pub fn new(weights: &'a dyn Weights) -> Self {
-        Self { weights, used: BTreeSet::new() }
+        Self { weights, used: BTreeSet::new(), device: Device::Cpu }
     }
 
     pub fn dtype(&self) -> DType {
         self.weights.dtype()
     }
 
-    pub fn device(&self) -> &'a Device {
-        self.weights.device()
+    /// Where tensors go from now on; at first, to the CPU.
+    pub fn move_to(&mut self, device: &Device) {
+        self.device = device.clone();
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -77,7 +81,7 @@ impl<'a> Parameters<'a> {
             }),
             Some(_) => {
                 self.used.insert(name.to_owned());
-                self.weights.read(name, rows)
+                Ok(self.weights.read(name, rows)?.to_device(&self.device)?)
             }
         }
     }

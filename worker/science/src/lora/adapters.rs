@@ -105,7 +105,8 @@ impl Adapters {
                 let Some(linear) = block.and_then(|block| block.linear_mut(projection)) else {
                     candle_core::bail!("the model has no {} for its adapter", module.path);
                 };
-                let (a, b) = (a.clone(), b.narrow(0, from, outputs)?);
+                let device = linear.weight().device().clone();
+                let (a, b) = (a.to_device(&device)?, b.narrow(0, from, outputs)?.to_device(&device)?);
                 let dropout = dropout.map(|dropout| (Arc::clone(dropout), module.number));
                 linear.adapt(Adapter { a, b, scale: self.scale, dropout });
                 from += outputs;

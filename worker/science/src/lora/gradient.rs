@@ -187,14 +187,16 @@ fn taken(store: &mut GradStore, of: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{load::Files, model::language::Logits};
-    use candle_core::Device;
+    use crate::{
+        load::{Files, Room},
+        model::language::Logits,
+    };
     use taskvec_model::spec::{LoraLayers, LoraSpec};
 
     #[test]
     fn only_one_block_has_a_graph_at_a_time() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/language/llama");
-        let model = Files::find(folder, None).unwrap().load(DType::F32, &Device::Cpu).unwrap();
+        let model = Files::find(folder, None).unwrap().load(DType::F32, &[Room::cpu()]).unwrap();
         let targets = vec!["q_proj".to_owned(), "down_proj".to_owned()];
         let spec = LoraSpec { rank: 2, alpha: 2.0, dropout: 0.0, targets, layers: LoraLayers::All };
         let adapters = Adapters::fresh(&model, &spec, 1).unwrap().trainable().unwrap();

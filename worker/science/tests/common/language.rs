@@ -4,7 +4,7 @@ use super::fixture;
 use candle_core::{D, DType, Device, Tensor};
 use std::{collections::HashMap, path::PathBuf};
 use taskvec_science::{
-    load::Files,
+    load::{Files, Room},
     model::language::{Batch, LanguageModel},
 };
 
@@ -20,7 +20,7 @@ pub fn load(name: &str) -> LanguageModel {
 }
 
 pub fn load_as(name: &str, dtype: DType) -> LanguageModel {
-    Files::find(folder(name).to_str().unwrap(), None).unwrap().load(dtype, &Device::Cpu).unwrap()
+    Files::find(folder(name).to_str().unwrap(), None).unwrap().load(dtype, &[Room::cpu()]).unwrap()
 }
 
 pub struct Expected {

@@ -243,7 +243,7 @@ fn go_on_from(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::Files;
+    use crate::load::{Files, Room};
     use candle_core::{D, DType};
     use taskvec_model::spec::{PatchPositions, Site};
 
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn variants_that_share_a_beginning_are_what_each_is_alone() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/language/llama");
-        let model = Files::find(folder, None).unwrap().load(DType::F32, &Device::Cpu).unwrap();
+        let model = Files::find(folder, None).unwrap().load(DType::F32, &[Room::cpu()]).unwrap();
         let prompts = [prompt(vec![3, 1, 4, 1, 5, 9, 2], vec![2, 6]), prompt(vec![6, 5, 3, 5], vec![1, 3])];
         let values = |from: f64| {
             let values: Vec<f64> = (0..model.config().width).map(|i| (from + i as f64).sin()).collect();

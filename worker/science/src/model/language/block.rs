@@ -10,7 +10,7 @@ use super::{
     pass::Pass,
 };
 use crate::hook::{BlockPoint, HookPoint};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 /// A block of the decoder. A plain function of its input, so that it can be run again for its gradients.
 #[derive(Clone)]
@@ -36,7 +36,15 @@ pub(crate) enum Mixer {
 }
 
 impl Block {
-    /// The residual stream (N, d) from before block `index` to after it.
+    /// Where its weights are, and it computes.
+    pub(crate) fn device(&self) -> &Device {
+        match &self.mixer.inner {
+            Mixer::Attention(attention) => attention.out.weight().device(),
+            Mixer::Mamba2(mamba2) => mamba2.device(),
+        }
+    }
+
+    /// The residual stream (N, d) from before block `index` to after it, which is on the block's device.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -45,7 +53,8 @@ impl Block {
         pass: &mut Pass<'_>,
     ) -> Result<Tensor> {
         let at = |point| HookPoint::Block(index, point);
-        let x = pass.hook.visit(at(BlockPoint::ResidPre), x.clone())?;
+        let x = pass.bring(x, self.device())?;
+        let x = pass.hook.visit(at(BlockPoint::ResidPre), x)?;
         let added = self.mixer.added(&x, |mixer, x| mixer.forward(x, index, cache, pass))?;
         let mut x = (x + pass.hook.visit(at(self.mixer.inner.out()), added)?)?;
         if let Some(mlp) = &self.mlp {

@@ -123,6 +123,10 @@ impl Mamba2 {
         })
     }
 
+    pub(crate) fn device(&self) -> &Device {
+        self.input.weight().device()
+    }
+
     /// (N, d) to (N, d). `cache` holds what came before the tokens of this pass, and gets what comes after.
     pub(crate) fn forward(
         &self,

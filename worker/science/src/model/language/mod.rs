@@ -85,6 +85,7 @@ impl LanguageModel {
         self.embedding.dtype()
     }
 
+    /// Where a pass begins. Blocks may be on other devices.
     pub fn device(&self) -> &Device {
         self.embedding.device()
     }
@@ -96,16 +97,16 @@ impl LanguageModel {
 
     /// An empty cache for `rows` rows.
     pub fn cache(&self, rows: usize) -> Result<Cache> {
-        let layer = |_| match &self.config.mixer {
+        let layer = |block: &Block| match &self.config.mixer {
             MixerConfig::Attention(a) => {
-                Keys::new(a.groups, a.head, wide(self.dtype()), self.device()).map(LayerState::Attention)
+                Keys::new(a.groups, a.head, wide(self.dtype()), block.device()).map(LayerState::Attention)
             }
             MixerConfig::Mamba2(m) => {
-                let state = State::zeros(m, rows, wide(self.dtype()), self.device());
+                let state = State::zeros(m, rows, wide(self.dtype()), block.device());
                 state.map(|state| LayerState::Recurrent(Recurrent::new(state, rows)))
             }
         };
-        Ok(Cache::new(rows, (0..self.config.layers).map(layer).collect::<Result<_>>()?))
+        Ok(Cache::new(rows, self.blocks.iter().map(layer).collect::<Result<_>>()?))
     }
 
     /// One pass over `batch`, whose rows go on after what `cache` holds of them (row i of the batch is row i of the cache).
@@ -150,7 +151,8 @@ impl LanguageModel {
     /// What the final norm and the unembedding make of states of the residual stream, (…, d) to (…, V) in f32 at least:
     /// of the last block's, the model's predictions; of earlier ones, the logit lens.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        let logits = self.unembedding.forward(&self.norm.forward(states)?)?.to_dtype(wide(states.dtype()))?;
+        let states = states.to_device(self.unembedding.weight().device())?;
+        let logits = self.unembedding.forward(&self.norm.forward(&states)?)?.to_dtype(wide(states.dtype()))?;
         match self.config.unembedding.softcap {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),
