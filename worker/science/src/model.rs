@@ -6,11 +6,12 @@
 
 mod init;
 pub mod language;
+mod reading;
 
 use self::language::Rows;
 use crate::hook::{BlockPoint, Hook, HookPoint, Visitor, reborrow};
 use candle_core::{DType, Device, Result, Tensor, Var};
-use taskvec_kernels::{causal_attention, layer_norm, linear, linear_gelu, linear_residual};
+use taskvec_kernels::{Attend, Span, causal_attention, layer_norm, linear, linear_gelu, linear_residual};
 use taskvec_model::spec::{DataSpec, ModelSpec};
 
 const LAYER_NORM_EPSILON: f64 = 1e-5;
@@ -136,7 +137,8 @@ impl Transformer {
 
     /// Predictions of y at the x positions, (B, K), for tokens (B, 2K, C) of the model's dtype.
     ///
-    /// A hook sees, and may replace, the activation at every [`HookPoint`] of width d, and what heads read (B, T, H, D).
+    /// A hook sees, and may replace, the activation at every [`HookPoint`] of a transformer: (B, T, d), and within attention
+    /// (B, T, H, D).
     /// Without one, the forward pass does less: each
     /// block adds the outputs of attention and MLP to the residual stream as it computes them, and the last block leaves
     /// out what only y positions would get. Predictions with and without a hook agree to rounding.
@@ -174,8 +176,32 @@ fn norm(x: &Tensor, affine: &Affine) -> Result<Tensor> {
 }
 
 impl Block {
+    /// Queries, keys and values beside each other, (B, T, 3d).
+    fn mixed(&self, x: &Tensor) -> Result<Tensor> {
+        linear(&norm(x, &self.ln_1)?, &self.c_attn.weight, &self.c_attn.bias)
+    }
+
     fn attention(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
-        causal_attention(&linear(&norm(x, &self.ln_1)?, &self.c_attn.weight, &self.c_attn.bias)?, heads)
+        causal_attention(&self.mixed(x)?, heads)
+    }
+
+    /// The same, part by part where a hook wants to see the parts.
+    fn attention_hooked(&self, x: &Tensor, heads: usize, block: usize, hook: &mut Visitor<'_>) -> Result<Tensor> {
+        const PARTS: [BlockPoint; 3] = [BlockPoint::Q, BlockPoint::K, BlockPoint::V];
+        let at = |point| HookPoint::Block(block, point);
+        let mixed = self.mixed(x)?;
+        if ![&PARTS[..], &[BlockPoint::Pattern]].concat().into_iter().any(|point| hook.wants(at(point))) {
+            return causal_attention(&mixed, heads);
+        }
+        let (b, t, d) = x.dims3()?;
+        let mut part = |i: usize| {
+            let part = mixed.narrow(2, i * d, d)?.contiguous()?.reshape((b, t, heads, d / heads))?;
+            hook.visit(at(PARTS[i]), part)?.reshape((b * t, heads, d / heads))
+        };
+        let [q, k, v] = [part(0)?, part(1)?, part(2)?];
+        let spans: Vec<Span> = (0..b).map(|row| Span::alone(row * t..(row + 1) * t)).collect();
+        let how = Attend { scale: ((d / heads) as f64).sqrt().recip(), softcap: None, window: None };
+        reading::read([&q, &k, &v], &spans, &how, block, hook)?.reshape((b, t, d))
     }
 
     fn mlp(&self, x: &Tensor) -> Result<Tensor> {
@@ -197,10 +223,10 @@ impl Block {
     }
 
     fn forward_hooked(&self, x: &Tensor, heads: usize, block: usize, hook: &mut Visitor<'_>) -> Result<Tensor> {
-        let mut visit = |point, x| hook.visit(HookPoint::Block(block, point), x);
-        let x = visit(BlockPoint::ResidPre, x.clone())?;
+        let x = hook.visit(HookPoint::Block(block, BlockPoint::ResidPre), x.clone())?;
         let (b, t, d) = x.dims3()?;
-        let read = self.attention(&x, heads)?.reshape((b, t, heads, d / heads))?;
+        let read = self.attention_hooked(&x, heads, block, hook)?.reshape((b, t, heads, d / heads))?;
+        let mut visit = |point, x| hook.visit(HookPoint::Block(block, point), x);
         let read = visit(BlockPoint::Z, read)?.reshape((b, t, d))?;
         let added = linear(&read, &self.attn_proj.weight, &self.attn_proj.bias)?;
         let added = visit(BlockPoint::AttnOut, added)?;

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use taskvec_kernels::mse_at;
 use taskvec_science::{
-    hook::HookPoint,
+    hook::{BlockPoint, Capture, HookPoint, Tokens},
     model::{Sizes, Transformer},
     optim::Optimizer,
 };
@@ -62,6 +62,16 @@ impl Fixture {
     }
 }
 
+/// Attention weights of every block, row by row.
+fn patterns(fixture: &Fixture, network: &Transformer) {
+    let points = || (0..fixture.sizes.layers).map(|i| HookPoint::Block(i, BlockPoint::Pattern));
+    let mut kept = Capture::new(points(), Tokens::all());
+    fixture.check("predictions", &network.forward(&fixture.tensors["tokens"], Some(&mut kept)).unwrap());
+    for (i, point) in points().enumerate() {
+        fixture.check(&format!("pattern.{i}"), &Tensor::stack(kept.visits(point), 0).unwrap());
+    }
+}
+
 fn agrees(name: &str) {
     let fixture = Fixture::open(name);
     let network = fixture.network().trainable().unwrap();
@@ -76,6 +86,8 @@ fn agrees(name: &str) {
     for layer in 0..=fixture.sizes.layers {
         fixture.check(&format!("hidden.{layer}"), &seen[&HookPoint::hidden(layer)]);
     }
+
+    patterns(&fixture, &network);
 
     let mut spec = common::train(3);
     spec.optimizer.betas = serde_json::from_value(fixture.about["betas"].clone()).unwrap();

@@ -7,8 +7,8 @@ use candle_core::{Device, Tensor};
 use taskvec_model::spec::DataSpec;
 use taskvec_science::{
     data::{Bases, generate},
-    hook::{BlockPoint, HookPoint},
-    model::Transformer,
+    hook::{BlockPoint, Hook, HookPoint},
+    model::{Transformer, language::Rows},
     rng::{Purpose, Stream},
 };
 
@@ -84,6 +84,42 @@ fn a_hook_sees_every_point_in_order_and_changes_nothing_by_looking() {
     assert_eq!(seen, [vec![HookPoint::Embed], block(0).to_vec(), block(1).to_vec()].concat());
     for (a, b) in rows(&network.forward(&tokens, None).unwrap()).concat().iter().zip(hooked.concat()) {
         assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "{a} without a hook, {b} with");
+    }
+}
+
+/// A hook that wants every point of a transformer, and halves what it sees at one.
+struct Everywhere {
+    seen: Vec<HookPoint>,
+    halves: Option<HookPoint>,
+}
+
+impl Hook for Everywhere {
+    fn visit(&mut self, point: HookPoint, x: &Tensor, _: &Rows) -> candle_core::Result<Option<Tensor>> {
+        self.seen.push(point);
+        (self.halves == Some(point)).then(|| x * 0.5).transpose()
+    }
+}
+
+#[test]
+fn within_attention_too_a_hook_sees_every_point_and_may_replace_it() {
+    let (network, tokens) = (init(2, 0), tokens());
+    let plain = rows(&network.forward(&tokens, None).unwrap()).concat();
+    let passed = |halves| {
+        let mut hook = Everywhere { seen: Vec::new(), halves };
+        let predicted = rows(&network.forward(&tokens, Some(&mut hook)).unwrap()).concat();
+        (predicted, hook.seen)
+    };
+    let (looked_at, mut seen) = passed(None);
+    for (a, b) in plain.iter().zip(&looked_at) {
+        assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "{a} without a hook, {b} with");
+    }
+    // Patterns come once per row.
+    seen.dedup();
+    let block = |i| BlockPoint::TRANSFORMER.map(|p| HookPoint::Block(i, p));
+    assert_eq!(seen, [vec![HookPoint::Embed], block(0).to_vec(), block(1).to_vec()].concat());
+    for at in seen.iter().copied().filter(|p| !p.is_residual()) {
+        let halved = passed(Some(at)).0;
+        assert!(plain.iter().zip(&halved).any(|(a, b)| (a - b).abs() > 1e-4), "{at}");
     }
 }
 
