@@ -18,10 +18,36 @@ pub struct Adam {
     pub epsilon: f64,
 }
 
+/// Which update it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    /// From 1.
+    pub t: u64,
+    pub learning_rate: f64,
+    /// What the gradient is multiplied with first (clipping).
+    pub grad_scale: f64,
+}
+
 /// Elements updated at a time.
 const CHUNK: usize = 1 << 14;
 
 impl Adam {
+    /// The factors of one update, computed in f64: 1 − 0.9999 in f32 would be wrong in its fourth digit.
+    pub(crate) fn rates(&self, Update { t, learning_rate, grad_scale }: Update) -> [f64; 8] {
+        let exponent = i32::try_from(t).unwrap_or(i32::MAX);
+        let correction2 = 1.0 - self.beta2.powi(exponent);
+        [
+            grad_scale,
+            self.beta1,
+            1.0 - self.beta1,
+            self.beta2,
+            1.0 - self.beta2,
+            self.epsilon,
+            learning_rate / (1.0 - self.beta1.powi(exponent)),
+            1.0 / correction2.sqrt(),
+        ]
+    }
+
     /// One update in place. `t` is the 1-based step; the gradient is multiplied by `grad_scale` first (clipping).
     ///
     /// All four tensors are contiguous, on the CPU, alike in shape and type, and do not share memory.
@@ -45,19 +71,7 @@ impl Adam {
                 v.dims()
             );
         }
-        let exponent = i32::try_from(t).unwrap_or(i32::MAX);
-        let correction2 = 1.0 - self.beta2.powi(exponent);
-        // Computed in f64: 1 − 0.9999 in f32 would be wrong in its fourth digit.
-        let rates = [
-            grad_scale,
-            self.beta1,
-            1.0 - self.beta1,
-            self.beta2,
-            1.0 - self.beta2,
-            self.epsilon,
-            learning_rate / (1.0 - self.beta1.powi(exponent)),
-            1.0 / correction2.sqrt(),
-        ];
+        let rates = self.rates(Update { t, learning_rate, grad_scale });
         let grad = &grad.contiguous()?;
         by_dtype!(param.dtype(), "Adam", T => {
             read!(grad: T);
@@ -72,7 +86,7 @@ impl Adam {
 }
 
 dispatch! {
-    fn step<T: Float, I: Isa>(param: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], rates: &[T; 8]) {
+    pub(crate) fn step<T: Float, I: Isa>(param: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], rates: &[T; 8]) {
         let [scale, beta1, rest1, beta2, rest2, epsilon, rate, correction] = *rates;
         for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
             let g = g * scale;

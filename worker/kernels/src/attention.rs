@@ -68,7 +68,7 @@ impl CustomOp1 for CausalAttention {
 
 /// Shape of one sequence. Scratch matrices are padded to whole vectors, so that no loop has a remainder.
 #[derive(Clone, Copy)]
-struct Size {
+pub(crate) struct Size {
     t: usize,
     d: usize,
     heads: usize,
@@ -80,7 +80,7 @@ struct Size {
 }
 
 impl Size {
-    fn new(t: usize, packed: usize, heads: usize) -> Self {
+    pub(crate) fn new(t: usize, packed: usize, heads: usize) -> Self {
         let d = packed / 3;
         let head = d / heads;
         Self { t, d, heads, head, wide: head.next_multiple_of(LANES), long: t.next_multiple_of(LANES) }
@@ -197,7 +197,7 @@ impl<T: Float> Head<T> {
 }
 
 dispatch! {
-    fn forward<T: Float, I: Isa>(qkv: &[T], size: Size, out: &mut [MaybeUninit<T>]) {
+    pub(crate) fn forward<T: Float, I: Isa>(qkv: &[T], size: Size, out: &mut [MaybeUninit<T>]) {
         let mut head = Head::new(size);
         for (qkv, out) in qkv.chunks_exact(3 * size.t * size.d).zip(out.chunks_exact_mut(size.t * size.d)) {
             for h in 0..size.heads {
@@ -211,7 +211,7 @@ dispatch! {
 
 dispatch! {
     /// With P the probabilities and G the gradient: dV = Pᵀ·G, dP = G·Vᵀ, dS = P∘(dP − Σ P∘dP), dQ = dS·K, dK = dSᵀ·Q.
-    fn backward<T: Float, I: Isa>(qkv: &[T], grad: &[T], size: Size, out: &mut [MaybeUninit<T>]) {
+    pub(crate) fn backward<T: Float, I: Isa>(qkv: &[T], grad: &[T], size: Size, out: &mut [MaybeUninit<T>]) {
         let mut head = Head::new(size);
         let mut g = vec![T::zero(); size.long * size.wide];
         let mut slopes = vec![T::zero(); size.long * size.long];

@@ -94,7 +94,7 @@ fn moments<T: Float, I: Isa>(row: &[T], eps: T) -> (T, T) {
 }
 
 dispatch! {
-    fn forward<T: Float, I: Isa>(x: &[T], weight: &[T], bias: &[T], eps: T, out: &mut [MaybeUninit<T>]) {
+    pub(crate) fn forward<T: Float, I: Isa>(x: &[T], weight: &[T], bias: &[T], eps: T, out: &mut [MaybeUninit<T>]) {
         let d = weight.len();
         let bias = &bias[..d];
         for (row, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
@@ -107,8 +107,7 @@ dispatch! {
 }
 
 dispatch! {
-    /// With x̂ the normalised row and h = grad·weight: dx = (h − mean(h) − x̂·mean(h·x̂)) / √(variance + eps).
-    /// `sums` holds the weight's gradient and, after it, the bias'.
+    /// `sums` holds the weight's gradient and, after it, the bias'. Writes dx.
     fn backward_rows<T: Float, I: Isa>(
         x: &[T],
         weight: &[T],
@@ -117,20 +116,50 @@ dispatch! {
         dx: &mut [MaybeUninit<T>],
         sums: &mut [T],
     ) {
-        let d = weight.len();
-        let n = T::of(d as f64);
-        let (dweight, dbias) = sums.split_at_mut(d);
-        let dbias = &mut dbias[..d];
-        for ((row, g), dx) in x.chunks_exact(d).zip(grad.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
-            let (mean, scale) = moments::<T, I>(row, eps);
-            let mean_h = lane_sum([g, weight], |[g, w]| g * w) / n;
-            let mean_hx = lane_sum([g, weight, row], |[g, w, x]| g * w * ((x - mean) * scale)) / n;
-            for i in 0..d {
-                let normal = (row[i] - mean) * scale;
-                dweight[i] = I::mul_add(g[i], normal, dweight[i]);
-                dbias[i] += g[i];
-                dx[i].write((g[i] * weight[i] - mean_h - normal * mean_hx) * scale);
-            }
+        let (dweight, dbias) = sums.split_at_mut(weight.len());
+        each_row::<T, I, _>(x, weight, grad, eps, dx, [dweight, dbias], |dx, value| {
+            dx.write(value);
+        });
+    }
+}
+
+dispatch! {
+    /// The same, adding to dx, and with the two gradients apart.
+    pub(crate) fn add_backward_rows<T: Float, I: Isa>(
+        x: &[T],
+        weight: &[T],
+        grad: &[T],
+        eps: T,
+        dx: &mut [T],
+        dparameters: [&mut [T]; 2],
+    ) {
+        each_row::<T, I, _>(x, weight, grad, eps, dx, dparameters, |dx, value| *dx += value);
+    }
+}
+
+/// With x̂ the normalised row and h = grad·weight: dx = (h − mean(h) − x̂·mean(h·x̂)) / √(variance + eps), given to `put`.
+#[inline(always)]
+fn each_row<T: Float, I: Isa, D>(
+    x: &[T],
+    weight: &[T],
+    grad: &[T],
+    eps: T,
+    dx: &mut [D],
+    [dweight, dbias]: [&mut [T]; 2],
+    put: impl Fn(&mut D, T),
+) {
+    let d = weight.len();
+    let n = T::of(d as f64);
+    let (dweight, dbias) = (&mut dweight[..d], &mut dbias[..d]);
+    for ((row, g), dx) in x.chunks_exact(d).zip(grad.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
+        let (mean, scale) = moments::<T, I>(row, eps);
+        let mean_h = lane_sum([g, weight], |[g, w]| g * w) / n;
+        let mean_hx = lane_sum([g, weight, row], |[g, w, x]| g * w * ((x - mean) * scale)) / n;
+        for i in 0..d {
+            let normal = (row[i] - mean) * scale;
+            dweight[i] = I::mul_add(g[i], normal, dweight[i]);
+            dbias[i] += g[i];
+            put(&mut dx[i], (g[i] * weight[i] - mean_h - normal * mean_hx) * scale);
         }
     }
 }

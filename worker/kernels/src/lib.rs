@@ -46,6 +46,7 @@ mod product;
 pub mod reference;
 mod rms_norm;
 mod rotate;
+pub mod slices;
 mod sum;
 mod tile;
 mod transpose;

@@ -127,7 +127,7 @@ dispatch! {
 
 dispatch! {
     /// Replaces each row by the GELU of it plus `bias`; writes the derivative to `slopes`.
-    fn bias_gelu_with_slope<T: Float, I: Isa>(rows: &mut [T], bias: &[T], slopes: &mut [MaybeUninit<T>]) {
+    pub(crate) fn bias_gelu_with_slope<T: Float, I: Isa>(rows: &mut [T], bias: &[T], slopes: &mut [MaybeUninit<T>]) {
         assert_eq!(rows.len(), slopes.len());
         for (row, slopes) in rows.chunks_exact_mut(bias.len()).zip(slopes.chunks_exact_mut(bias.len())) {
             for ((value, &bias), slope) in row.iter_mut().zip(bias).zip(slopes) {

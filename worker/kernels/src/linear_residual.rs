@@ -123,7 +123,7 @@ dispatch! {
 }
 
 dispatch! {
-    fn add<T: Float, I: Isa>(out: &mut [T], other: &[T]) {
+    pub(crate) fn add<T: Float, I: Isa>(out: &mut [T], other: &[T]) {
         for (out, &other) in out.iter_mut().zip(other) {
             *out += other;
         }

@@ -23,7 +23,7 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
 }
 
 dispatch! {
-    fn squares<T: Float, I: Isa>(x: &[T]) -> f64 {
+    pub(crate) fn squares<T: Float, I: Isa>(x: &[T]) -> f64 {
         lane_sum([x], |[x]| x.to_f64() * x.to_f64())
     }
 }

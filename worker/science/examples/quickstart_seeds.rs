@@ -24,11 +24,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let last = Some(mixture.examples);
     for &seed in seeds {
         let mut trainer = Trainer::fresh(&configuration.whole_run(seed))?;
-        let before = analysis::icl::run(trainer.network(), seed, data, SEQUENCES, &mut Nowhere)?.icl;
+        let before = analysis::icl::run(&trainer.network()?, seed, data, SEQUENCES, &mut Nowhere)?.icl;
         for _ in 0..*steps {
             trainer.advance()?;
         }
-        let after = analysis::icl::run(trainer.network(), seed, data, SEQUENCES, &mut Nowhere)?.icl;
+        let after = analysis::icl::run(&trainer.network()?, seed, data, SEQUENCES, &mut Nowhere)?.icl;
         let error = |rows: &[taskvec_model::metric::Icl], position| {
             mean(rows.iter().filter(|r| r.position == position).map(|r| r.value))
         };

@@ -107,19 +107,36 @@ impl Sequences {
         self.basis.is_empty()
     }
 
+    /// These of the sequences.
+    pub fn part(&self, indices: Range<u64>) -> Self {
+        let part = indices.start as usize..indices.end as usize;
+        let of = |values: &[f32]| {
+            let width = values.len() / self.len();
+            values[part.start * width..part.end * width].to_vec()
+        };
+        let (weights, x, y) = (of(&self.weights), of(&self.x), of(&self.y));
+        Self { data: self.data.clone(), basis: self.basis[part.clone()].to_vec(), weights, x, y }
+    }
+
     /// The input of the model, (B, 2K, C).
     pub fn tokens(&self, device: &Device) -> Result<Tensor> {
+        let channels = self.data.channels() as usize;
+        let mut out = vec![0.0f32; self.y.len() * 2 * channels];
+        self.write_tokens(&mut out);
+        Tensor::from_vec(out, (self.len(), 2 * self.data.examples as usize, channels), device)
+    }
+
+    /// The same as plain numbers. Channels that no token uses are left as they are.
+    pub fn write_tokens(&self, out: &mut [f32]) {
         let (dim, channels) = (self.data.dim as usize, self.data.channels() as usize);
         let y_channel = match self.data.y_channel {
             YChannel::Shared => 0,
             YChannel::Own => dim,
         };
-        let mut out = vec![0.0f32; self.y.len() * 2 * channels];
         for ((pair, x), y) in out.chunks_mut(2 * channels).zip(self.x.chunks(dim)).zip(&self.y) {
             pair[..dim].copy_from_slice(x);
             pair[channels + y_channel] = *y;
         }
-        Tensor::from_vec(out, (self.len(), 2 * self.data.examples as usize, channels), device)
     }
 
     /// What the model should predict at the x positions: y, (B, K).

@@ -7,6 +7,7 @@ pub mod analysis;
 pub mod checkpoint;
 mod course;
 pub mod data;
+pub mod engine;
 mod error;
 mod execute;
 mod forward;

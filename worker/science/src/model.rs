@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use taskvec_kernels::{Attend, Span, causal_attention, layer_norm, linear, linear_gelu, linear_residual};
 use taskvec_model::spec::{DataSpec, ModelSpec};
 
-const LAYER_NORM_EPSILON: f64 = 1e-5;
+pub(crate) const LAYER_NORM_EPSILON: f64 = 1e-5;
 
 /// Sizes of a model: they fix the names and shapes of its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,51 +43,38 @@ impl Sizes {
 }
 
 /// Weight and bias of a linear map or a norm.
-struct Affine {
-    weight: Tensor,
-    bias: Tensor,
+pub(crate) struct Affine<P> {
+    pub weight: P,
+    pub bias: P,
 }
 
-struct Block {
-    ln_1: Affine,
-    c_attn: Affine,
-    attn_proj: Affine,
-    ln_2: Affine,
-    c_fc: Affine,
-    mlp_proj: Affine,
+pub(crate) struct Block<P> {
+    pub ln_1: Affine<P>,
+    pub c_attn: Affine<P>,
+    pub attn_proj: Affine<P>,
+    pub ln_2: Affine<P>,
+    pub c_fc: Affine<P>,
+    pub mlp_proj: Affine<P>,
 }
 
-pub struct Transformer {
-    sizes: Sizes,
-    read_in: Affine,
-    positions: Tensor,
-    blocks: Vec<Block>,
-    ln_f: Affine,
-    read_out: Affine,
-    parameters: Vec<(String, Tensor)>,
+/// The parameters of a model, as tensors or as something else.
+pub(crate) struct Parameters<P> {
+    pub read_in: Affine<P>,
+    pub blocks: Vec<Block<P>>,
+    pub ln_f: Affine<P>,
+    pub read_out: Affine<P>,
+    pub positions: P,
 }
 
-impl Transformer {
-    /// A fresh model in f32, by `model.init` and `seed` (see [`taskvec_model::spec::InitSpec`]).
-    pub fn init(model: &ModelSpec, data: &DataSpec, seed: u64, device: &Device) -> Result<Self> {
-        let sizes = Sizes::new(model, data);
-        Self::build(sizes, |name, shape| init::parameter(&model.init, sizes, seed, name, shape, device))
-    }
-
-    /// A model whose parameters `get(name, shape)` provides, asked for in the order of the forward pass.
+impl<P> Parameters<P> {
+    /// `get(name, shape)` provides each, asked for in a fixed order.
     pub fn build<E>(
         sizes: Sizes,
-        mut get: impl FnMut(&str, &[usize]) -> std::result::Result<Tensor, E>,
+        mut get: impl FnMut(&str, &[usize]) -> std::result::Result<P, E>,
     ) -> std::result::Result<Self, E> {
-        let mut parameters = Vec::new();
-        let mut tensor = |name: String, shape: &[usize]| {
-            let tensor = get(&name, shape)?;
-            parameters.push((name, tensor.clone()));
-            Ok(tensor)
-        };
         let mut affine = |name: &str, weight: &[usize], outputs: usize| {
-            let weight = tensor(format!("{name}.weight"), weight)?;
-            Ok(Affine { weight, bias: tensor(format!("{name}.bias"), &[outputs])? })
+            let weight = get(&format!("{name}.weight"), weight)?;
+            Ok(Affine { weight, bias: get(&format!("{name}.bias"), &[outputs])? })
         };
         let (d, channels) = (sizes.width, sizes.channels);
         let read_in = affine("read_in", &[d, channels], d)?;
@@ -104,8 +91,36 @@ impl Transformer {
         let blocks = (0..sizes.layers).map(block).collect::<std::result::Result<_, E>>()?;
         let ln_f = affine("ln_f", &[d], d)?;
         let read_out = affine("read_out", &[1, d], 1)?;
-        let positions = tensor("wpe.weight".to_owned(), &[sizes.positions, d])?;
-        Ok(Self { sizes, read_in, positions, blocks, ln_f, read_out, parameters })
+        let positions = get("wpe.weight", &[sizes.positions, d])?;
+        Ok(Self { read_in, blocks, ln_f, read_out, positions })
+    }
+}
+
+pub struct Transformer {
+    sizes: Sizes,
+    parts: Parameters<Tensor>,
+    parameters: Vec<(String, Tensor)>,
+}
+
+impl Transformer {
+    /// A fresh model in f32, by `model.init` and `seed` (see [`taskvec_model::spec::InitSpec`]).
+    pub fn init(model: &ModelSpec, data: &DataSpec, seed: u64, device: &Device) -> Result<Self> {
+        let sizes = Sizes::new(model, data);
+        Self::build(sizes, |name, shape| init::parameter(&model.init, sizes, seed, name, shape, device))
+    }
+
+    /// A model whose parameters `get(name, shape)` provides, asked for in the order of the forward pass.
+    pub fn build<E>(
+        sizes: Sizes,
+        mut get: impl FnMut(&str, &[usize]) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        let mut parameters = Vec::new();
+        let parts = Parameters::build(sizes, |name, shape| {
+            let tensor = get(name, shape)?;
+            parameters.push((name.to_owned(), tensor.clone()));
+            Ok(tensor)
+        })?;
+        Ok(Self { sizes, parts, parameters })
     }
 
     /// The same model with every parameter passed through `change`.
@@ -145,10 +160,10 @@ impl Transformer {
     pub fn forward(&self, tokens: &Tensor, mut hook: Option<&mut dyn Hook>) -> Result<Tensor> {
         let rows = Rows::equal(tokens.dim(0)?, tokens.dim(1)?);
         let mut hook = Visitor::new(reborrow(&mut hook), &rows);
-        let embedded = linear(tokens, &self.read_in.weight.t()?.contiguous()?, &self.read_in.bias)?;
-        let mut x = hook.visit(HookPoint::Embed, embedded.broadcast_add(&self.positions)?)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            x = match i + 1 < self.blocks.len() {
+        let embedded = linear(tokens, &self.parts.read_in.weight.t()?.contiguous()?, &self.parts.read_in.bias)?;
+        let mut x = hook.visit(HookPoint::Embed, embedded.broadcast_add(&self.parts.positions)?)?;
+        for (i, block) in self.parts.blocks.iter().enumerate() {
+            x = match i + 1 < self.parts.blocks.len() {
                 _ if hook.is_there() => block.forward_hooked(&x, self.sizes.heads, i, &mut hook)?,
                 true => block.forward(&x, self.sizes.heads)?,
                 false => block.forward_at_x(&x, self.sizes.heads)?,
@@ -160,8 +175,8 @@ impl Transformer {
     /// Final norm and read-out of the residual stream at the x positions, (B, K, d).
     fn predict(&self, x: &Tensor) -> Result<Tensor> {
         let (b, k, _) = x.dims3()?;
-        let normed = norm(x, &self.ln_f)?;
-        linear(&normed, &self.read_out.weight.t()?.contiguous()?, &self.read_out.bias)?.reshape((b, k))
+        let normed = norm(x, &self.parts.ln_f)?;
+        linear(&normed, &self.parts.read_out.weight.t()?.contiguous()?, &self.parts.read_out.bias)?.reshape((b, k))
     }
 }
 
@@ -171,11 +186,11 @@ fn at_x(x: &Tensor) -> Result<Tensor> {
     x.reshape((b, t / 2, 2 * d))?.narrow(2, 0, d)?.contiguous()
 }
 
-fn norm(x: &Tensor, affine: &Affine) -> Result<Tensor> {
+fn norm(x: &Tensor, affine: &Affine<Tensor>) -> Result<Tensor> {
     layer_norm(x, &affine.weight, &affine.bias, LAYER_NORM_EPSILON)
 }
 
-impl Block {
+impl Block<Tensor> {
     /// Queries, keys and values beside each other, (B, T, 3d).
     fn mixed(&self, x: &Tensor) -> Result<Tensor> {
         linear(&norm(x, &self.ln_1)?, &self.c_attn.weight, &self.c_attn.bias)

@@ -5,12 +5,19 @@ use taskvec_kernels::{Adam, sum_of_squares};
 use taskvec_model::spec::{OptimizerKind, OptimizerSpec};
 
 /// Added to the norm that gradients are divided by when they are clipped, as in PyTorch.
-const CLIP_EPSILON: f64 = 1e-6;
+pub(crate) const CLIP_EPSILON: f64 = 1e-6;
 
 /// First and second moments of one parameter, of its shape.
 pub struct Moments {
     pub m: Tensor,
     pub v: Tensor,
+}
+
+/// The update that is asked for.
+pub fn adam(spec: &OptimizerSpec) -> Adam {
+    let OptimizerKind::Adam = spec.kind;
+    let [beta1, beta2] = spec.betas;
+    Adam { beta1, beta2, epsilon: spec.epsilon }
 }
 
 pub struct Optimizer {
@@ -29,10 +36,7 @@ impl Optimizer {
 
     /// With the moments of an earlier state, in the order of the parameters.
     pub fn with_moments(spec: &OptimizerSpec, clip_norm: Option<f64>, moments: Vec<Moments>) -> Self {
-        let OptimizerKind::Adam = spec.kind;
-        let [beta1, beta2] = spec.betas;
-        let adam = Adam { beta1, beta2, epsilon: spec.epsilon };
-        Self { adam, clip_norm, moments }
+        Self { adam: adam(spec), clip_norm, moments }
     }
 
     pub fn moments(&self) -> &[Moments] {

@@ -8,14 +8,13 @@ use crate::{
     Executed, ScienceError, Sink,
     checkpoint::{self, Identity},
     course::{self, Course, Training},
-    data::{self, Bases, Sequences},
+    engine::{BatchLoss, Engine},
     model::Transformer,
-    optim::Optimizer,
+    optim::{self, Moments},
     rng::{Purpose as Numbers, Stream},
 };
 use candle_core::Device;
 use std::path::Path;
-use taskvec_kernels::mse_at;
 use taskvec_model::{
     job::{CheckpointRef, Purpose},
     spec::{CheckpointSpec, DataSpec, ModelSpec, TrainSpec},
@@ -71,8 +70,7 @@ impl Segment<'_> {
 /// The state of training between two steps.
 pub struct Trainer<'a> {
     segment: Segment<'a>,
-    network: Transformer,
-    optimizer: Optimizer,
+    engine: Engine,
     /// Updates made.
     step: u64,
     last_loss: Option<f64>,
@@ -81,9 +79,8 @@ pub struct Trainer<'a> {
 impl<'a> Trainer<'a> {
     /// Before the first step.
     pub fn fresh(segment: &Segment<'a>) -> Result<Self, ScienceError> {
-        let network = Transformer::init(segment.model, segment.data, segment.seed, &Device::Cpu)?.trainable()?;
-        let optimizer = Optimizer::new(&segment.train.optimizer, segment.train.clip_norm, network.parameters())?;
-        Ok(Self { segment: *segment, network, optimizer, step: 0, last_loss: None })
+        let network = Transformer::init(segment.model, segment.data, segment.seed, &Device::Cpu)?;
+        Self::at(segment, &network, None, 0)
     }
 
     /// From a resume checkpoint at a step in [from, to).
@@ -94,41 +91,47 @@ impl<'a> Trainer<'a> {
             let reason = format!("is at step {step}, outside the segment {} to {}", segment.from, segment.to);
             return Err(ScienceError::BadCheckpoint { path: path.to_owned(), reason });
         }
-        let network = saved.network.trainable()?;
-        let optimizer = Optimizer::with_moments(&segment.train.optimizer, segment.train.clip_norm, saved.moments);
-        Ok(Self { segment: *segment, network, optimizer, step, last_loss: None })
+        Self::at(segment, &saved.network, Some(&saved.moments), step)
     }
 
-    pub fn network(&self) -> &Transformer {
-        &self.network
+    fn at(
+        segment: &Segment<'a>,
+        network: &Transformer,
+        moments: Option<&[Moments]>,
+        step: u64,
+    ) -> Result<Self, ScienceError> {
+        let train = segment.train;
+        let optimizer = (optim::adam(&train.optimizer), train.clip_norm);
+        let engine = Engine::new(network, moments, optimizer, train.batch as usize)?;
+        Ok(Self { segment: *segment, engine, step, last_loss: None })
+    }
+
+    /// The model as it is now.
+    ///
+    /// # Errors
+    /// Tensor errors.
+    pub fn network(&self) -> Result<Transformer, ScienceError> {
+        Ok(self.engine.network()?)
     }
 
     /// Makes one update and returns the loss of its batch before it.
     pub fn advance(&mut self) -> Result<f64, ScienceError> {
         let step = self.step + 1;
-        let batch = self.batch(step);
-        let (tokens, targets) = (batch.tokens(&Device::Cpu)?, batch.targets(&Device::Cpu)?);
-        let loss = mse_at(&self.network.forward(&tokens, None)?, &targets)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
+        let DataSpec::SparseLinear(data) = self.segment.data;
+        let stream = Stream { seed: self.segment.seed, purpose: Numbers::Train, step };
+        let batch = self.engine.gradients(data, stream);
         let diverged = |what| ScienceError::Diverged { step, what, last_loss: self.last_loss };
-        if let Some(what) = divergence(value, &batch) {
+        if let Some(what) = divergence(batch) {
             return Err(diverged(what));
         }
-        let gradients = loss.backward()?;
-        let rate = self.segment.train.learning_rate(step);
-        let norm = self.optimizer.update(self.network.parameters(), &gradients, rate, step)?;
-        if !norm.is_finite() {
+        if !self.engine.update(step, self.segment.train.learning_rate(step)).is_finite() {
             return Err(diverged("gradient is not finite"));
         }
         self.step = step;
-        self.last_loss = Some(value);
-        Ok(value)
-    }
-
-    fn batch(&self, step: u64) -> Sequences {
-        let DataSpec::SparseLinear(data) = self.segment.data;
-        let stream = Stream { seed: self.segment.seed, purpose: Numbers::Train, step };
-        data::generate(data, stream, 0..u64::from(self.segment.train.batch), Bases::Drawn)
+        // In the precision of the model.
+        let loss = f64::from(batch.loss as f32);
+        self.last_loss = Some(loss);
+        Ok(loss)
     }
 }
 
@@ -146,20 +149,22 @@ impl Training for Trainer<'_> {
     }
 
     fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError> {
+        let network = self.engine.network()?;
         let moments = match purpose {
             Purpose::Weights => None,
-            Purpose::Resume => Some(self.optimizer.moments()),
+            Purpose::Resume => Some(self.engine.moments()?),
         };
         let run = self.segment.identity();
-        sink.checkpoint(self.step, purpose, &mut |out| checkpoint::write(out, &run, self.step, &self.network, moments))
+        sink.checkpoint(self.step, purpose, &mut |out| {
+            checkpoint::write(out, &run, self.step, &network, moments.as_deref())
+        })
     }
 }
 
 /// What in the loss of a batch shows that training has diverged, if anything does.
-fn divergence(loss: f64, batch: &Sequences) -> Option<&'static str> {
-    if !loss.is_finite() {
+fn divergence(batch: BatchLoss) -> Option<&'static str> {
+    if !batch.loss.is_finite() {
         return Some("loss is not finite");
     }
-    let zero = batch.y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / batch.y.len() as f64;
-    (loss > EXPLODED * zero).then_some("loss is over a million times that of predicting 0")
+    (batch.loss > EXPLODED * batch.of_zero).then_some("loss is over a million times that of predicting 0")
 }

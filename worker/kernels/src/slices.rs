@@ -1,0 +1,188 @@
+//! The operations of the synthetic models' training on plain slices, for an engine that keeps its own memory: no tensors,
+//! no graph, nothing is allocated, and each call runs on the caller's thread alone.
+//!
+//! Matrices are row-major. Lengths that do not fit panic, as out-of-bounds indices do.
+
+pub use crate::adam::Update;
+pub use crate::float::Float;
+use crate::{
+    adam, attention,
+    dispatch::dispatch,
+    product::{self, View},
+    sum,
+};
+use std::mem::MaybeUninit;
+
+/// The same memory for functions that write every element without reading any.
+fn unread<T: Float>(out: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: the layout is the same, and the functions of this crate that are given it write values and nothing else.
+    unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) }
+}
+
+/// `out = x·W`, a chunk of rows at a time, each then handed to `finish` with its range of `out`'s elements while it is in the
+/// cache. W is (inputs, outputs), or (outputs, inputs) where `transposed`.
+fn product<T: Float>(
+    x: &[T],
+    weight: &[T],
+    inputs: usize,
+    transposed: bool,
+    out: &mut [T],
+    finish: impl Fn(std::ops::Range<usize>, &mut [T]),
+) {
+    let outputs = weight.len() / inputs;
+    let rows = product::rows_at_a_time(inputs, outputs);
+    assert!(outputs * inputs == weight.len() && x.len() / inputs * outputs == out.len());
+    for (i, (out, x)) in out.chunks_mut(rows * outputs).zip(x.chunks(rows * inputs)).enumerate() {
+        let from = i * rows * outputs;
+        let range = from..from + out.len();
+        finish(range, product::rows_times(unread(out), x, weight, inputs, transposed));
+    }
+}
+
+/// `out = x·W + b`: `x` (n, inputs), `W` (inputs, outputs), `b` (outputs).
+pub fn linear<T: Float>(x: &[T], weight: &[T], bias: &[T], out: &mut [T]) {
+    product(x, weight, weight.len() / bias.len(), false, out, |_, out| crate::linear::add_bias(out, bias));
+}
+
+/// `out = x·Wᵀ + b` with `W` (outputs, inputs).
+pub fn linear_t<T: Float>(x: &[T], weight: &[T], bias: &[T], out: &mut [T]) {
+    product(x, weight, weight.len() / bias.len(), true, out, |_, out| crate::linear::add_bias(out, bias));
+}
+
+/// `out = residual + x·W + b`.
+pub fn linear_residual<T: Float>(x: &[T], weight: &[T], bias: &[T], residual: &[T], out: &mut [T]) {
+    assert_eq!(residual.len(), out.len());
+    product(x, weight, weight.len() / bias.len(), false, out, |range, out| add_both(out, bias, &residual[range]));
+}
+
+/// `out = gelu(x·W + b)`, and GELU's derivative at each element in `slope`.
+pub fn linear_gelu<T: Float>(x: &[T], weight: &[T], bias: &[T], out: &mut [T], slope: &mut [T]) {
+    assert_eq!(slope.len(), out.len());
+    let slope = std::cell::RefCell::new(slope);
+    product(x, weight, weight.len() / bias.len(), false, out, |range, out| {
+        crate::linear_gelu::bias_gelu_with_slope(out, bias, unread(&mut slope.borrow_mut()[range]));
+    });
+}
+
+/// `dx = grad·Wᵀ` for `y = x·W`.
+pub fn gradient_of_input<T: Float>(grad: &[T], weight: &[T], outputs: usize, dx: &mut [T]) {
+    product(grad, weight, outputs, true, dx, |_, _| {});
+}
+
+/// `dx = grad·W` for `y = x·Wᵀ`.
+pub fn gradient_of_input_t<T: Float>(grad: &[T], weight: &[T], outputs: usize, dx: &mut [T]) {
+    product(grad, weight, outputs, false, dx, |_, _| {});
+}
+
+/// `dx = (grad·Wᵀ) · slope`, by element.
+pub fn gradient_before_gelu<T: Float>(grad: &[T], weight: &[T], outputs: usize, slope: &[T], dx: &mut [T]) {
+    assert_eq!(slope.len(), dx.len());
+    product(grad, weight, outputs, true, dx, |range, dx| scale(dx, &slope[range]));
+}
+
+/// `dW = xᵀ·grad` (inputs, outputs) and `db`, the sum of grad's rows.
+pub fn gradient_of_linear<T: Float>(x: &[T], grad: &[T], dweight: &mut [T], dbias: &mut [T]) {
+    let outputs = dbias.len();
+    weight_gradient(x, grad, outputs, dweight);
+    dbias.fill(T::zero());
+    crate::linear::column_sums(grad, dbias);
+}
+
+/// The same for `W` (outputs, inputs): `dW = gradᵀ·x`.
+pub fn gradient_of_linear_t<T: Float>(x: &[T], grad: &[T], dweight: &mut [T], dbias: &mut [T]) {
+    weight_gradient(grad, x, dweight.len() / dbias.len(), dweight);
+    dbias.fill(T::zero());
+    crate::linear::column_sums(grad, dbias);
+}
+
+/// `out = aᵀ·b` for `a` (n, …) and `b` (n, columns).
+fn weight_gradient<T: Float>(a: &[T], b: &[T], columns: usize, out: &mut [T]) {
+    let (rows, depth) = (out.len() / columns, b.len() / columns);
+    assert!(rows * columns == out.len() && depth * columns == b.len() && depth * rows == a.len());
+    let (a, b) = (View(a.as_ptr(), 1, rows), View(b.as_ptr(), columns, 1));
+    // SAFETY: the lengths were just checked against the shapes, and `out` is ours alone.
+    unsafe { product::multiply(out.as_mut_ptr(), columns, [rows, depth, columns], a, b) };
+}
+
+/// Layer norm of rows as wide as `weight`.
+pub fn layer_norm<T: Float>(x: &[T], weight: &[T], bias: &[T], epsilon: f64, out: &mut [T]) {
+    assert!(x.len() == out.len() && bias.len() == weight.len());
+    crate::layer_norm::forward(x, weight, bias, T::of(epsilon), unread(out));
+}
+
+/// Adds to `dx` the gradient by `x` of a layer norm, given that by its output; writes those by weight and bias to
+/// `dparameters`.
+pub fn layer_norm_backward<T: Float>(
+    x: &[T],
+    weight: &[T],
+    grad: &[T],
+    epsilon: f64,
+    dx: &mut [T],
+    [dweight, dbias]: [&mut [T]; 2],
+) {
+    assert!(x.len() == dx.len() && x.len() == grad.len());
+    dweight.fill(T::zero());
+    dbias.fill(T::zero());
+    crate::layer_norm::add_backward_rows(x, weight, grad, T::of(epsilon), dx, [dweight, dbias]);
+}
+
+/// The sequences that attention works on.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences {
+    /// Tokens of each, T.
+    pub tokens: usize,
+    /// Width of the model, d.
+    pub width: usize,
+    pub heads: usize,
+}
+
+/// Causal attention as [`causal_attention`](crate::causal_attention()): `qkv` (sequences, T, 3d) to (sequences, T, d).
+pub fn causal_attention<T: Float>(qkv: &[T], of: Sequences, out: &mut [T]) {
+    assert_eq!(qkv.len(), 3 * out.len());
+    attention::forward(qkv, attention::Size::new(of.tokens, 3 * of.width, of.heads), unread(out));
+}
+
+/// The gradient by `qkv`, given that by the output.
+pub fn causal_attention_backward<T: Float>(qkv: &[T], grad: &[T], of: Sequences, dqkv: &mut [T]) {
+    assert!(qkv.len() == 3 * grad.len() && qkv.len() == dqkv.len());
+    attention::backward(qkv, grad, attention::Size::new(of.tokens, 3 * of.width, of.heads), unread(dqkv));
+}
+
+/// `out += a`.
+pub fn add<T: Float>(out: &mut [T], a: &[T]) {
+    assert_eq!(out.len(), a.len());
+    crate::linear_residual::add(out, a);
+}
+
+/// One update of Adam, with gradients that are `scale` times `grad`: see [`Adam::update`](crate::Adam::update).
+pub fn adam<T: Float>(adam: &crate::Adam, param: &mut [T], grad: &[T], [m, v]: [&mut [T]; 2], at: Update) {
+    assert!(param.len() == grad.len() && m.len() == grad.len() && v.len() == grad.len());
+    adam::step(param, grad, m, v, &adam.rates(at).map(T::of));
+}
+
+/// `out = Σ parts`, first to last, and the sum of its squares.
+pub fn summed<T: Float>(parts: &[&[T]], out: &mut [T]) -> f64 {
+    let (first, rest) = parts.split_first().expect("a sum has parts");
+    out.copy_from_slice(first);
+    rest.iter().for_each(|part| crate::linear_residual::add(out, part));
+    sum::squares(out)
+}
+
+dispatch! {
+    /// Adds `bias` and its own residual to each row.
+    fn add_both<T: Float, I: Isa>(rows: &mut [T], bias: &[T], residual: &[T]) {
+        for (row, residual) in rows.chunks_exact_mut(bias.len()).zip(residual.chunks_exact(bias.len())) {
+            for ((value, &bias), &residual) in row.iter_mut().zip(bias).zip(residual) {
+                *value = *value + bias + residual;
+            }
+        }
+    }
+}
+
+dispatch! {
+    fn scale<T: Float, I: Isa>(values: &mut [T], by: &[T]) {
+        for (value, &by) in values.iter_mut().zip(by) {
+            *value *= by;
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! One piece of a batch on its way through the model and back.
+
+use super::views_mut;
+use crate::{
+    data::Sequences,
+    model::{Affine, Block, LAYER_NORM_EPSILON as EPSILON, Parameters, Sizes},
+};
+use std::ops::Range;
+use taskvec_kernels::slices::{self, Sequences as Shape};
+
+/// Space for n tokens of some sequences, or the r = n / 2 of them at x positions, where y is predicted.
+pub(super) struct Piece {
+    sizes: Sizes,
+    /// Which sequences of the batch.
+    range: Range<usize>,
+    shape: Shape,
+    /// (n, C).
+    tokens: Vec<f32>,
+    blocks: Vec<Space>,
+    /// What leaves the last block at x, and its norm: (r, d).
+    last: Vec<f32>,
+    normed: Vec<f32>,
+    /// (r), then their errors.
+    predicted: Vec<f32>,
+    back: Back,
+    gradients: Vec<f32>,
+}
+
+/// What a block keeps for its way back. The last block needs r rows after its attention, all others n.
+struct Space {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    read: Vec<f32>,
+    mid: Vec<f32>,
+    normed_mid: Vec<f32>,
+    hidden: Vec<f32>,
+    slope: Vec<f32>,
+}
+
+/// Gradients on the way back, used again by every block.
+struct Back {
+    /// By the residual stream, (n, d).
+    stream: Vec<f32>,
+    /// (n, d).
+    narrow: Vec<f32>,
+    /// (n, 3d).
+    qkv: Vec<f32>,
+    /// (n, 4d).
+    wide: Vec<f32>,
+}
+
+impl Piece {
+    /// Sequences `range` of a batch, for a model of `parameters` parameters.
+    pub fn new(sizes: Sizes, range: Range<usize>, parameters: usize) -> Self {
+        let (d, n) = (sizes.width, range.len() * sizes.positions);
+        let r = n / 2;
+        let space = |i: usize| {
+            let after = if i + 1 == sizes.layers { r } else { n };
+            let [x, normed] = [n * d, n * d].map(|len| vec![0.0; len]);
+            let [mid, normed_mid, hidden, slope] = [1, 1, 4, 4].map(|times| vec![0.0; times * after * d]);
+            Space { x, normed, qkv: vec![0.0; 3 * n * d], read: vec![0.0; n * d], mid, normed_mid, hidden, slope }
+        };
+        let [stream, narrow, qkv, wide] = [1, 1, 3, 4].map(|times| vec![0.0; times * n * d]);
+        Self {
+            sizes,
+            range,
+            shape: Shape { tokens: sizes.positions, width: d, heads: sizes.heads },
+            tokens: vec![0.0; n * sizes.channels],
+            blocks: (0..sizes.layers).map(space).collect(),
+            last: vec![0.0; r * d],
+            normed: vec![0.0; r * d],
+            predicted: vec![0.0; r],
+            back: Back { stream, narrow, qkv, wide },
+            gradients: vec![0.0; parameters],
+        }
+    }
+
+    /// Its sequences' places in the batch.
+    pub fn indices(&self) -> Range<u64> {
+        self.range.start as u64..self.range.end as u64
+    }
+
+    /// Predictions it makes, r.
+    pub fn targets(&self) -> usize {
+        self.predicted.len()
+    }
+
+    /// Those of the last pass.
+    pub fn gradients(&self) -> &[f32] {
+        &self.gradients
+    }
+
+    /// Sums of squared errors, of the predictions and of predicting 0. Leaves the gradients of their mean over `targets`
+    /// predictions.
+    pub fn pass(&mut self, parameters: &Parameters<&[f32]>, batch: &Sequences, targets: usize) -> [f64; 2] {
+        batch.write_tokens(&mut self.tokens);
+        self.forward(parameters);
+        let mut sums = [0.0; 2];
+        for (predicted, y) in self.predicted.iter_mut().zip(&batch.y) {
+            let error = f64::from(*predicted) - f64::from(*y);
+            sums[0] += error * error;
+            sums[1] += f64::from(*y).powi(2);
+            *predicted = (2.0 * error / targets as f64) as f32;
+        }
+        self.backward(parameters);
+        sums
+    }
+
+    fn forward(&mut self, p: &Parameters<&[f32]>) {
+        let first = &mut self.blocks[0].x;
+        slices::linear_t(&self.tokens, p.read_in.weight, p.read_in.bias, first);
+        first.chunks_exact_mut(p.positions.len()).for_each(|sequence| slices::add(sequence, p.positions));
+        let mut blocks = self.blocks.as_mut_slice();
+        for block in &p.blocks {
+            let Some((space, rest)) = blocks.split_first_mut() else { break };
+            match rest.first_mut() {
+                Some(next) => space.forward(block, self.shape, &mut next.x),
+                None => space.forward_at_x(block, self.shape, &mut self.back.narrow, &mut self.last),
+            }
+            blocks = rest;
+        }
+        slices::layer_norm(&self.last, p.ln_f.weight, p.ln_f.bias, EPSILON, &mut self.normed);
+        slices::linear_t(&self.normed, p.read_out.weight, p.read_out.bias, &mut self.predicted);
+    }
+
+    fn backward(&mut self, p: &Parameters<&[f32]>) {
+        let mut by = views_mut(self.sizes, &mut self.gradients);
+        let (d, r) = (self.sizes.width, self.predicted.len());
+        let errors = self.predicted.as_slice();
+        slices::gradient_of_linear_t(&self.normed, errors, by.read_out.weight, by.read_out.bias);
+        let (narrow, stream) = (&mut self.back.narrow[..r * d], &mut self.back.stream[..r * d]);
+        slices::gradient_of_input_t(errors, p.read_out.weight, 1, narrow);
+        stream.fill(0.0);
+        norm_backward(&self.last, &p.ln_f, narrow, stream, &mut by.ln_f);
+        for (i, space) in self.blocks.iter_mut().enumerate().rev() {
+            space.backward(&p.blocks[i], self.shape, &mut self.back, &mut by.blocks[i]);
+        }
+        let stream = self.back.stream.as_slice();
+        slices::gradient_of_linear_t(&self.tokens, stream, by.read_in.weight, by.read_in.bias);
+        by.positions.fill(0.0);
+        let positions = by.positions;
+        stream.chunks_exact(positions.len()).for_each(|sequence| slices::add(positions, sequence));
+    }
+}
+
+impl Space {
+    /// From the block's input to what its heads read.
+    fn attend(&mut self, p: &Block<&[f32]>, shape: Shape) {
+        slices::layer_norm(&self.x, p.ln_1.weight, p.ln_1.bias, EPSILON, &mut self.normed);
+        slices::linear(&self.normed, p.c_attn.weight, p.c_attn.bias, &mut self.qkv);
+        slices::causal_attention(&self.qkv, shape, &mut self.read);
+    }
+
+    /// From what the heads read, and the stream beside it, to the block's output.
+    fn finish(&mut self, p: &Block<&[f32]>, [read, x]: [&[f32]; 2], out: &mut [f32]) {
+        slices::linear_residual(read, p.attn_proj.weight, p.attn_proj.bias, x, &mut self.mid);
+        slices::layer_norm(&self.mid, p.ln_2.weight, p.ln_2.bias, EPSILON, &mut self.normed_mid);
+        slices::linear_gelu(&self.normed_mid, p.c_fc.weight, p.c_fc.bias, &mut self.hidden, &mut self.slope);
+        slices::linear_residual(&self.hidden, p.mlp_proj.weight, p.mlp_proj.bias, &self.mid, out);
+    }
+
+    fn forward(&mut self, p: &Block<&[f32]>, shape: Shape, out: &mut [f32]) {
+        self.attend(p, shape);
+        let (read, x) = (std::mem::take(&mut self.read), std::mem::take(&mut self.x));
+        self.finish(p, [&read, &x], out);
+        (self.read, self.x) = (read, x);
+    }
+
+    /// The same for the x positions alone; `scratch` (n, d) is used.
+    fn forward_at_x(&mut self, p: &Block<&[f32]>, shape: Shape, scratch: &mut [f32], out: &mut [f32]) {
+        self.attend(p, shape);
+        let (read, x) = scratch.split_at_mut(out.len());
+        gather(&self.read, shape.width, read);
+        gather(&self.x, shape.width, x);
+        self.finish(p, [read, x], out);
+    }
+
+    /// From the gradient by the block's output, in `back.stream`, to that by its input, in the same place.
+    fn backward(&mut self, p: &Block<&[f32]>, shape: Shape, back: &mut Back, by: &mut Block<&mut [f32]>) {
+        let (d, after) = (shape.width, self.mid.len());
+        let (stream, narrow, wide) =
+            (&mut back.stream[..after], &mut back.narrow[..after], &mut back.wide[..4 * after]);
+        slices::gradient_of_linear(&self.hidden, stream, by.mlp_proj.weight, by.mlp_proj.bias);
+        slices::gradient_before_gelu(stream, p.mlp_proj.weight, d, &self.slope, wide);
+        slices::gradient_of_linear(&self.normed_mid, wide, by.c_fc.weight, by.c_fc.bias);
+        slices::gradient_of_input(wide, p.c_fc.weight, 4 * d, narrow);
+        norm_backward(&self.mid, &p.ln_2, narrow, stream, &mut by.ln_2);
+        slices::gradient_of_input(stream, p.attn_proj.weight, d, narrow);
+        if after == self.read.len() {
+            slices::gradient_of_linear(&self.read, stream, by.attn_proj.weight, by.attn_proj.bias);
+        } else {
+            let read = &mut back.wide[..after];
+            gather(&self.read, d, read);
+            slices::gradient_of_linear(read, stream, by.attn_proj.weight, by.attn_proj.bias);
+            scatter(&mut back.stream, d);
+            scatter(&mut back.narrow, d);
+        }
+        slices::causal_attention_backward(&self.qkv, &back.narrow, shape, &mut back.qkv);
+        slices::gradient_of_linear(&self.normed, &back.qkv, by.c_attn.weight, by.c_attn.bias);
+        slices::gradient_of_input(&back.qkv, p.c_attn.weight, 3 * d, &mut back.narrow);
+        norm_backward(&self.x, &p.ln_1, &back.narrow, &mut back.stream, &mut by.ln_1);
+    }
+}
+
+fn norm_backward(x: &[f32], p: &Affine<&[f32]>, grad: &[f32], dx: &mut [f32], by: &mut Affine<&mut [f32]>) {
+    slices::layer_norm_backward(x, p.weight, grad, EPSILON, dx, [&mut *by.weight, &mut *by.bias]);
+}
+
+/// The rows of x positions, which are the even ones: (n, d) to (r, d).
+fn gather(from: &[f32], d: usize, to: &mut [f32]) {
+    to.chunks_exact_mut(d).zip(from.chunks_exact(2 * d)).for_each(|(to, from)| to.copy_from_slice(&from[..d]));
+}
+
+/// The opposite in place, (r, d) to (n, d), with zeros at the odd rows.
+fn scatter(rows: &mut [f32], d: usize) {
+    for row in (0..rows.len() / (2 * d)).rev() {
+        rows.copy_within(row * d..(row + 1) * d, 2 * row * d);
+        rows[(2 * row + 1) * d..(2 * row + 2) * d].fill(0.0);
+    }
+}

@@ -1,0 +1,155 @@
+//! Training in memory of its own is what the plain path computes, on any number of threads.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod common;
+
+use candle_core::{Device, Tensor};
+use taskvec_kernels::mse_at;
+use taskvec_model::spec::{DataSpec, ModelSpec, OptimizerSpec, SparseLinear, YChannel};
+use taskvec_science::{
+    data::{Bases, Sequences, generate},
+    engine::Engine,
+    model::Transformer,
+    optim::{self, Optimizer},
+    rng::{Purpose, Stream},
+};
+
+/// One model and its batches.
+struct Case {
+    model: ModelSpec,
+    data: DataSpec,
+    optimizer: OptimizerSpec,
+    clip_norm: Option<f64>,
+    batch: u64,
+}
+
+impl Case {
+    fn new(layers: u32, width: u32, heads: u32, examples: u32, batch: u64, clip_norm: Option<f64>) -> Self {
+        let mut model = common::model();
+        (model.layers, model.width, model.heads) = (layers, width, heads);
+        // Large, so that every gradient is far from rounding noise.
+        (model.init.std, model.init.read_in_std, model.init.position_std) = (0.3, 0.5, 0.3);
+        let mut data = common::data();
+        let DataSpec::SparseLinear(inner) = &mut data;
+        inner.examples = examples;
+        inner.y_channel = if batch % 2 == 0 { YChannel::Shared } else { YChannel::Own };
+        let mut optimizer = common::train(3).optimizer;
+        // Some gradients are zero in exact arithmetic (the bias of keys); with a small one their updates would be noise.
+        (optimizer.epsilon, optimizer.learning_rate) = (1e-2, 1e-2);
+        Self { model, data, optimizer, clip_norm, batch }
+    }
+
+    fn sparse(&self) -> &SparseLinear {
+        let DataSpec::SparseLinear(data) = &self.data;
+        data
+    }
+
+    fn stream(step: u64) -> Stream {
+        Stream { seed: 5, purpose: Purpose::Train, step }
+    }
+
+    fn sequences(&self, step: u64) -> Sequences {
+        generate(self.sparse(), Self::stream(step), 0..self.batch, Bases::Drawn)
+    }
+
+    fn network(&self) -> Transformer {
+        Transformer::init(&self.model, &self.data, 11, &Device::Cpu).unwrap()
+    }
+
+    fn engine(&self) -> Engine {
+        let optimizer = (optim::adam(&self.optimizer), self.clip_norm);
+        Engine::new(&self.network(), None, optimizer, self.batch as usize).unwrap()
+    }
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn assert_close(what: &str, a: &[f32], b: &[f32], tolerance: f32) {
+    let scale = b.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let error = a.iter().zip(b).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(
+        a.len() == b.len() && scale > 0.0 && error / scale < tolerance,
+        "{what}: relative error {:e}",
+        error / scale
+    );
+}
+
+const CASES: [(u32, u32, u32, u32, u64, Option<f64>); 5] = [
+    (1, 16, 2, 3, 5, None),
+    (2, 24, 3, 8, 64, Some(0.5)),
+    (3, 64, 4, 8, 37, None),
+    (2, 40, 1, 1, 1, Some(1e9)),
+    (4, 32, 8, 20, 130, Some(0.1)),
+];
+
+#[test]
+fn three_updates_are_those_of_the_plain_path() {
+    for (layers, width, heads, examples, batch, clip_norm) in CASES {
+        let case = Case::new(layers, width, heads, examples, batch, clip_norm);
+        let name = format!("{layers} layers of {width}, batch {batch}");
+        let (mut engine, plain) = (case.engine(), case.network().trainable().unwrap());
+        let optimizer = Optimizer::new(&case.optimizer, clip_norm, plain.parameters()).unwrap();
+        for step in 1..=3 {
+            let sequences = case.sequences(step);
+            let predicted = plain.forward(&sequences.tokens(&Device::Cpu).unwrap(), None).unwrap();
+            let loss = mse_at(&predicted, &sequences.targets(&Device::Cpu).unwrap()).unwrap();
+            let norm = optimizer.update(plain.parameters(), &loss.backward().unwrap(), 1e-2, step).unwrap();
+
+            let ours = engine.gradients(case.sparse(), Case::stream(step));
+            let theirs = f64::from(loss.to_scalar::<f32>().unwrap());
+            assert!((ours.loss / theirs - 1.0).abs() < 1e-5, "{name}: loss {} and {theirs}", ours.loss);
+            let of_zero = sequences.y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / sequences.y.len() as f64;
+            assert!((ours.of_zero / of_zero - 1.0).abs() < 1e-12, "{name}");
+            let ours = engine.update(step, 1e-2);
+            assert!((ours / norm - 1.0).abs() < 1e-4, "{name}: norm {ours} and {norm}");
+        }
+        let (network, moments) = (engine.network().unwrap(), engine.moments().unwrap());
+        for (i, (parameter, theirs)) in plain.parameters().iter().enumerate() {
+            assert_eq!(network.parameters()[i].0, *parameter);
+            assert_close(&format!("{name}: {parameter}"), &values(&network.parameters()[i].1), &values(theirs), 1e-4);
+            let expected = &optimizer.moments()[i].v;
+            assert_close(&format!("{name}: v of {parameter}"), &values(&moments[i].v), &values(expected), 1e-3);
+        }
+    }
+}
+
+#[test]
+fn gradients_do_not_depend_on_threads_or_on_how_sequences_come() {
+    let (layers, width, heads, examples, batch, clip_norm) = CASES[4];
+    let case = Case::new(layers, width, heads, examples, batch, clip_norm);
+    let trained = |threads: usize, drawn: bool| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut engine = case.engine();
+            let losses = [1, 2].map(|step| {
+                let loss = match drawn {
+                    true => engine.gradients(case.sparse(), Case::stream(step)),
+                    false => engine.gradients_of(&case.sequences(step)),
+                };
+                (loss.loss.to_bits(), engine.update(step, 1e-2).to_bits())
+            });
+            let bits = |t: &Tensor| values(t).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            (losses, engine.network().unwrap().parameters().iter().map(|(_, t)| bits(t)).collect::<Vec<_>>())
+        })
+    };
+    let one = trained(1, true);
+    assert_eq!(one, trained(2, true));
+    assert_eq!(one, trained(5, true));
+    assert_eq!(one, trained(1, false));
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_changes_nothing() {
+    let (layers, width, heads, examples, batch, clip_norm) = CASES[1];
+    let case = Case::new(layers, width, heads, examples, batch, clip_norm);
+    let mut engine = case.engine();
+    let mut sequences = case.sequences(1);
+    sequences.y[3] = f32::NAN;
+    assert!(engine.gradients_of(&sequences).loss.is_nan());
+    assert!(engine.update(1, 1e-2).is_nan());
+    for ((name, before), (_, after)) in case.network().parameters().iter().zip(engine.network().unwrap().parameters()) {
+        assert_eq!(values(before), values(after), "{name}");
+    }
+}
