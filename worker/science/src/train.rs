@@ -21,10 +21,6 @@ use taskvec_model::{
     spec::{CheckpointSpec, DataSpec, ModelSpec, TrainSpec},
 };
 
-/// Training has diverged when the loss is this many times the one of predicting 0: Adam can then wander at finite values
-/// for ever. No sensible initialisation starts there, and a comparison within the batch needs no memory of earlier steps.
-const EXPLODED: f64 = 1e6;
-
 /// A segment `(from, to]` of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
@@ -111,7 +107,8 @@ impl<'a> Trainer<'a> {
         let loss = mse_at(&self.network.forward(&tokens, None)?, &targets)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         let diverged = |what| ScienceError::Diverged { step, what, last_loss: self.last_loss };
-        if let Some(what) = divergence(value, &batch) {
+        let zero = batch.y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / batch.y.len() as f64;
+        if let Some(what) = course::divergence(value, zero, "loss is over a million times that of predicting 0") {
             return Err(diverged(what));
         }
         let gradients = loss.backward()?;
@@ -153,13 +150,4 @@ impl Training for Trainer<'_> {
         let run = self.segment.identity();
         sink.checkpoint(self.step, purpose, &mut |out| checkpoint::write(out, &run, self.step, &self.network, moments))
     }
-}
-
-/// What in the loss of a batch shows that training has diverged, if anything does.
-fn divergence(loss: f64, batch: &Sequences) -> Option<&'static str> {
-    if !loss.is_finite() {
-        return Some("loss is not finite");
-    }
-    let zero = batch.y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / batch.y.len() as f64;
-    (loss > EXPLODED * zero).then_some("loss is over a million times that of predicting 0")
 }

@@ -45,10 +45,6 @@ impl Expected {
         Self { tensors, examples }
     }
 
-    fn examples(&self) -> Vec<&Example> {
-        self.examples.iter().collect()
-    }
-
     /// All tokens of all examples.
     fn batch(&self) -> Batch {
         Batch::new(self.examples.iter().map(|e| [&e.prompt[..], &e.target].concat())).unwrap()
@@ -108,7 +104,7 @@ fn losses_and_gradients_are_pytorchs() {
     for name in ALL {
         let (model, expected) = (language::load(name), Expected::of(name));
         let adapters = adapters(name, &model);
-        let found = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap();
+        let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
         let loss = language::flat(&expected.tensors["loss"])[0];
         assert!((found.loss - loss).abs() < 1e-4 * loss, "{name}: {} for {loss}", found.loss);
         for ((parameter, _), gradient) in adapters.parameters().iter().zip(&found.by_parameter) {
@@ -127,7 +123,7 @@ fn three_steps_of_adam_are_pytorchs() {
     let optimizer = Optimizer::new(&spec, None, adapters.parameters()).unwrap();
     let losses = language::flat(&expected.tensors["losses"]);
     for (i, loss) in losses.iter().enumerate() {
-        let found = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap();
+        let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
         assert!((found.loss - loss).abs() < 1e-4 * loss, "step {i}: {} for {loss}", found.loss);
         optimizer.update(adapters.parameters(), &found.stored(&adapters), 1e-2, i as u64 + 1).unwrap();
     }
@@ -143,7 +139,7 @@ fn computing_blocks_again_gives_the_gradients_of_the_whole_graph() {
         let (model, expected) = (language::load_as(name, DType::F64), Expected::of(name));
         let adapters = adapters(name, &model);
         let (loss, whole) = whole_graph(&model, &adapters, &expected);
-        let found = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap();
+        let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
         assert!((found.loss - loss).abs() < 1e-10, "{name}: {} for {loss}", found.loss);
         for ((parameter, _), (ours, theirs)) in adapters.parameters().iter().zip(found.by_parameter.iter().zip(&whole))
         {
@@ -158,7 +154,7 @@ fn a_batch_in_pieces_has_the_same_gradient() {
     let (model, expected) = (language::load_as("llama", DType::F64), Expected::of("llama"));
     let adapters = adapters("llama", &model);
     for dropout in [None, Some(DropoutAt { probability: 0.3, seed: 3, update: 2 })] {
-        let of = |pieces| gradients(&model, &adapters, &expected.examples(), pieces, dropout).unwrap();
+        let of = |pieces| gradients(&model, &adapters, &expected.examples, pieces, dropout).unwrap();
         let whole = of(1);
         for pieces in [2, 3] {
             let found = of(pieces);
@@ -176,13 +172,13 @@ fn dropout_changes_the_gradient_and_always_in_the_same_way() {
     let adapters = adapters("llama", &model);
     let of = |seed, update, probability| {
         let dropout = Some(DropoutAt { probability, seed, update });
-        gradients(&model, &adapters, &expected.examples(), 1, dropout).unwrap()
+        gradients(&model, &adapters, &expected.examples, 1, dropout).unwrap()
     };
     let first = of(3, 1, 0.1);
     for (a, b) in first.by_parameter.iter().zip(&of(3, 1, 0.1).by_parameter) {
         assert_same("gradient", a, b);
     }
-    let none = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap().loss;
+    let none = gradients(&model, &adapters, &expected.examples, 1, None).unwrap().loss;
     assert_eq!(of(3, 1, 0.0).loss, none);
     assert!([of(4, 1, 0.1).loss, of(3, 2, 0.1).loss, none].iter().all(|loss| *loss != first.loss));
 }
@@ -194,7 +190,7 @@ fn sixteen_bits_are_near() {
     for (dtype, alike) in [(DType::BF16, 0.88), (DType::F16, 0.9985)] {
         let model = language::load_as("llama", dtype);
         let adapters = adapters("llama", &model);
-        let found = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap();
+        let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
         for ((name, parameter), gradient) in adapters.parameters().iter().zip(&found.by_parameter) {
             assert_eq!((parameter.dtype(), gradient.dtype()), (DType::F32, DType::F32));
             let (ours, theirs) = (language::flat(gradient), language::flat(&expected.tensors[&format!("grad.{name}")]));
