@@ -78,6 +78,12 @@ pub enum ScienceError {
     )]
     NoSuchModules { arch: &'static str, unknown: Vec<String>, known: Vec<String> },
 
+    #[error(
+        "`lora.targets`: PEFT refuses adapters of a {arch} model's `{module}`, so that nobody could load the result; use {}",
+        quoted(.known)
+    )]
+    NotForPeft { arch: &'static str, module: String, known: Vec<String> },
+
     #[error("the model's states after layer {layer} are not finite: are its files intact, and is `dtype` wide enough?")]
     NotFinite { layer: u32 },
 
@@ -100,6 +106,7 @@ impl ScienceError {
             | Self::OtherModel { .. }
             | Self::NoSuchLayers { .. }
             | Self::NoSuchModules { .. }
+            | Self::NotForPeft { .. }
             | Self::NotFinite { .. }
             | Self::NoSite { .. }
             | Self::UnknownTask { .. }

@@ -13,12 +13,19 @@ use std::{collections::HashMap, fs, path::PathBuf};
 use taskvec_model::spec::{LoraLayers, LoraSpec, OptimizerKind, OptimizerSpec};
 use taskvec_science::{
     ScienceError,
+    load::Files,
     lora::{Adapters, DropoutAt, Example, gradients, peft},
     model::language::{Batch, LanguageModel, Logits},
     optim::Optimizer,
 };
 
-const ALL: [&str; 5] = ["llama", "gemma2", "olmo", "olmo2", "gpt2"];
+const ALL: [&str; 6] = ["llama", "gemma2", "olmo", "olmo2", "gpt2", "mamba2"];
+
+/// The model that the adapters of a fixture are for.
+fn load(name: &str, dtype: DType) -> LanguageModel {
+    let folder = if name == "mamba2" { fixture("mamba2/two_groups") } else { language::folder(name) };
+    Files::find(folder.to_str().unwrap(), None).unwrap().load(dtype, &Device::Cpu).unwrap()
+}
 
 fn folder(name: &str) -> PathBuf {
     fixture("lora").join(name)
@@ -83,7 +90,7 @@ fn adapters(name: &str, model: &LanguageModel) -> Adapters {
 #[test]
 fn a_model_with_pefts_adapters_predicts_what_it_does_there() {
     for name in ALL {
-        let (model, expected) = (language::load(name), Expected::of(name));
+        let (model, expected) = (load(name, DType::F32), Expected::of(name));
         let adapters = peft::read(&folder(name), &model).unwrap();
         let adapted = model.with_adapters(&adapters).unwrap();
         assert_close(name, &logits(&adapted, &expected.batch()), &expected.tensors["logits"], 1e-4);
@@ -102,7 +109,7 @@ fn a_model_with_pefts_adapters_predicts_what_it_does_there() {
 #[test]
 fn losses_and_gradients_are_pytorchs() {
     for name in ALL {
-        let (model, expected) = (language::load(name), Expected::of(name));
+        let (model, expected) = (load(name, DType::F32), Expected::of(name));
         let adapters = adapters(name, &model);
         let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
         let loss = language::flat(&expected.tensors["loss"])[0];
@@ -136,7 +143,7 @@ fn three_steps_of_adam_are_pytorchs() {
 #[test]
 fn computing_blocks_again_gives_the_gradients_of_the_whole_graph() {
     for name in ALL {
-        let (model, expected) = (language::load_as(name, DType::F64), Expected::of(name));
+        let (model, expected) = (load(name, DType::F64), Expected::of(name));
         let adapters = adapters(name, &model);
         let (loss, whole) = whole_graph(&model, &adapters, &expected);
         let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
@@ -263,6 +270,13 @@ fn what_the_model_has_not_is_refused_with_what_it_has() {
     refused("llama", &spec(&["q_proj", "c_attn"], all), &["a llama model has no module `c_attn`", seven]);
     refused("olmo_original", &spec(&["att_proj"], all), &["a olmo model has no module `att_proj`", seven]);
     refused("gpt2", &spec(&["q_proj"], all), &["`q_proj`; it has `c_attn`, `c_proj`, `c_fc`"]);
+    for (targets, says) in [
+        (["in_proj", "q_proj"], "a mamba2 model has no module `q_proj`; it has `in_proj`"),
+        (["in_proj", "out_proj"], "PEFT refuses adapters of a mamba2 model's `out_proj`"),
+    ] {
+        let error = Adapters::fresh(&load("mamba2", DType::F32), &spec(&targets, all), 1).unwrap_err().to_string();
+        assert!(error.contains(says) && error.ends_with("`in_proj`"), "{error}");
+    }
     refused("llama", &spec(&["q_proj"], LoraLayers::Last(4)), &["the last 4 layers, but the model has 3"]);
     refused("llama", &spec(&["q_proj"], LoraLayers::Range(2, 4)), &["layers 2 to 4, but the model has 3"]);
     // Adapters of one model do not go with another.
