@@ -118,8 +118,15 @@ pub async fn collect(client: &Client, sweep: i64) -> Result<Findings, CliError> 
 fn new_run(row: &[Value]) -> Option<(i64, RunFindings)> {
     let run_id = row.first()?.as_i64()?;
     let params = crate::live::short(&row.get(1)?.to_string());
-    let run =
-        RunFindings { run_id, params, points: Vec::new(), best: None, bounds: Bounds::default(), latent_tasks: 0, patched: None };
+    let run = RunFindings {
+        run_id,
+        params,
+        points: Vec::new(),
+        best: None,
+        bounds: Bounds::default(),
+        latent_tasks: 0,
+        patched: None,
+    };
     Some((run_id, run))
 }
 

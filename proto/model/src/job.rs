@@ -81,6 +81,9 @@ impl JobWork {
     }
 }
 
+/// Most rows of metrics that one job may give: they travel in one message.
+pub const MAX_ROWS: u64 = 200_000;
+
 /// Task decodability as part of [`JobWork::Measure`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TdPart {

@@ -13,7 +13,7 @@ use std::{collections::HashMap, fs, path::PathBuf};
 use taskvec_model::spec::{LoraLayers, LoraSpec, OptimizerKind, OptimizerSpec};
 use taskvec_science::{
     ScienceError,
-    load::Files,
+    load::{Files, Room},
     lora::{Adapters, DropoutAt, Example, gradients, peft},
     model::language::{Batch, LanguageModel, Logits},
     optim::Optimizer,
@@ -24,7 +24,7 @@ const ALL: [&str; 6] = ["llama", "gemma2", "olmo", "olmo2", "gpt2", "mamba2"];
 /// The model that the adapters of a fixture are for.
 fn load(name: &str, dtype: DType) -> LanguageModel {
     let folder = if name == "mamba2" { fixture("mamba2/two_groups") } else { language::folder(name) };
-    Files::find(folder.to_str().unwrap(), None).unwrap().load(dtype, &Device::Cpu).unwrap()
+    Files::find(folder.to_str().unwrap(), None).unwrap().load(dtype, &[Room::cpu()]).unwrap()
 }
 
 fn folder(name: &str) -> PathBuf {

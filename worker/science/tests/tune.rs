@@ -259,7 +259,8 @@ fn a_loss_that_explodes_is_divergence() {
     *norm = (&*norm * 1e9).unwrap();
     candle_core::safetensors::save(&tensors, &path).unwrap();
     let error = world.run(0, STEPS, None, &mut Memory::default()).unwrap_err();
-    let message = "training diverged at step 1: the loss is over a million times that of finding all tokens equally likely";
+    let message =
+        "training diverged at step 1: the loss is over a million times that of finding all tokens equally likely";
     assert!(error.to_string().starts_with(message), "{error}");
     assert_eq!(error.retry(), Retry::Never);
 }

@@ -1,12 +1,15 @@
 //! Checks of runs on pretrained language models.
 
-use super::{Checker, MAX_ROWS, interventions::same_patches};
+use super::{Checker, interventions::same_patches};
 use crate::{
     complete,
     fault::{any_of, did_you_mean, quoted},
 };
 use serde_json::{Value as Json, json};
-use taskvec_model::spec::{Family, InterventionSpec, Layers, LensSpec, LoraLayers, NaturalAnalysis, NaturalTd, Site};
+use taskvec_model::{
+    job::MAX_ROWS,
+    spec::{Family, InterventionSpec, Layers, LensSpec, LoraLayers, NaturalAnalysis, NaturalTd, Site},
+};
 
 /// The settings that decide which model it is.
 const MODEL: [&str; 2] = ["model.path", "model.revision"];

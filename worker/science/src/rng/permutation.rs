@@ -92,7 +92,9 @@ mod tests {
             // (n − 1)² degrees of freedom. That of the first pair has n (n − 1) − 1, since no number follows itself.
             let of_places = chi2(places.iter()) * (n - 1) as f64 / n as f64;
             let of_pairs = chi2(pairs.iter().enumerate().filter(|(i, _)| i / n != i % n).map(|(_, count)| count));
-            for (what, found, freedom) in [("places", of_places, (n - 1) * (n - 1)), ("pairs", of_pairs, n * (n - 1) - 1)] {
+            for (what, found, freedom) in
+                [("places", of_places, (n - 1) * (n - 1)), ("pairs", of_pairs, n * (n - 1) - 1)]
+            {
                 let deviations = (found - freedom as f64) / (2.0 * freedom as f64).sqrt();
                 assert!(deviations.abs() < 4.5, "{what} of {n}: {found} with {freedom} degrees of freedom");
             }
