@@ -1,13 +1,15 @@
 //! What a sweep showed: encoding and ICL performance of every run, through training.
 
 pub mod natural;
+mod patches;
 mod plot;
 mod summary;
 
 pub use summary::summary;
 
 use crate::{client::Client, error::CliError};
-use serde_json::Value;
+use patches::Intervention;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -35,6 +37,8 @@ pub struct RunFindings {
     pub best: Option<(i64, String)>,
     pub bounds: Bounds,
     pub latent_tasks: usize,
+    /// Those of the last step that has any, after that step.
+    pub patched: Option<(i64, Vec<Intervention>)>,
 }
 
 /// One checkpoint of one run.
@@ -106,6 +110,7 @@ pub async fn collect(client: &Client, sweep: i64) -> Result<Findings, CliError> 
     add_icl(&mut by_run, &icl);
     add_td(&mut by_run, &td);
     add_bounds(&mut by_run, &baselines, &bound);
+    add_patches(&mut by_run, &client.sql(&patches::QUERY.replace("OF_SWEEP", &of_sweep)).await?);
     let natural = natural::collect(client, sweep).await?;
     Ok(Findings { sweep_id: sweep, name, runs: by_run.into_values().collect(), natural, count })
 }
@@ -113,13 +118,33 @@ pub async fn collect(client: &Client, sweep: i64) -> Result<Findings, CliError> 
 fn new_run(row: &[Value]) -> Option<(i64, RunFindings)> {
     let run_id = row.first()?.as_i64()?;
     let params = crate::live::short(&row.get(1)?.to_string());
-    let run =
-        RunFindings { run_id, params, points: Vec::new(), best: None, bounds: Bounds::default(), latent_tasks: 0 };
+    let run = RunFindings {
+        run_id,
+        params,
+        points: Vec::new(),
+        best: None,
+        bounds: Bounds::default(),
+        latent_tasks: 0,
+        patched: None,
+    };
     Some((run_id, run))
 }
 
-fn at(row: &[Value], column: usize) -> Option<f64> {
+fn whole(row: &[Value], column: usize) -> Option<i64> {
+    row.get(column)?.as_i64()
+}
+
+fn number(row: &[Value], column: usize) -> Option<f64> {
     row.get(column)?.as_f64()
+}
+
+fn text(row: &[Value], column: usize) -> Option<String> {
+    Some(row.get(column)?.as_str()?.to_owned())
+}
+
+/// A number in a table, or nothing.
+fn short(x: Option<f64>) -> Value {
+    x.map_or(Value::Null, |x| json!(format!("{x:.3}")))
 }
 
 fn run_of<'a>(runs: &'a mut BTreeMap<i64, RunFindings>, row: &[Value]) -> Option<&'a mut RunFindings> {
@@ -129,8 +154,8 @@ fn run_of<'a>(runs: &'a mut BTreeMap<i64, RunFindings>, row: &[Value]) -> Option
 fn add_icl(runs: &mut BTreeMap<i64, RunFindings>, icl: &Table) {
     for row in &icl.rows {
         let (Some(run), Some(step)) = (run_of(runs, row), row[1].as_i64()) else { continue };
-        run.latent_tasks = at(row, 4).unwrap_or_default() as usize;
-        run.points.push(Point { step, mse: at(row, 2), mse_last: at(row, 3), td: None });
+        run.latent_tasks = number(row, 4).unwrap_or_default() as usize;
+        run.points.push(Point { step, mse: number(row, 2), mse_last: number(row, 3), td: None });
     }
 }
 
@@ -140,7 +165,7 @@ fn add_td(runs: &mut BTreeMap<i64, RunFindings>, td: &Table) {
     let mut curves: BTreeMap<i64, BTreeMap<(String, i64), Curve>> = BTreeMap::new();
     for row in &td.rows {
         let (Some(run), Some(step), Some(layer), Some(site), Some(value)) =
-            (row[0].as_i64(), row[1].as_i64(), row[2].as_i64(), row[3].as_str(), at(row, 4))
+            (row[0].as_i64(), row[1].as_i64(), row[2].as_i64(), row[3].as_str(), number(row, 4))
         else {
             continue;
         };
@@ -166,7 +191,7 @@ fn add_td(runs: &mut BTreeMap<i64, RunFindings>, td: &Table) {
 fn add_bounds(runs: &mut BTreeMap<i64, RunFindings>, baselines: &Table, bound: &Table) {
     for row in &baselines.rows {
         let (Some(run), Some(estimator)) = (run_of(runs, row), row[1].as_str()) else { continue };
-        let mse = at(row, 3);
+        let mse = number(row, 3);
         match (estimator, row[2].as_bool().unwrap_or_default()) {
             ("ridge", true) => run.bounds.ridge = mse,
             ("oracle", true) => run.bounds.oracle = mse,
@@ -177,7 +202,19 @@ fn add_bounds(runs: &mut BTreeMap<i64, RunFindings>, baselines: &Table, bound: &
     }
     for row in &bound.rows {
         if let Some(run) = run_of(runs, row) {
-            run.bounds.td = at(row, 1);
+            run.bounds.td = number(row, 1);
+        }
+    }
+}
+
+/// Steps ascend; those of an earlier one give way.
+fn add_patches(runs: &mut BTreeMap<i64, RunFindings>, patched: &Table) {
+    for row in &patched.rows {
+        let (Some(step), Some(one)) = (whole(row, 1), patches::read(row)) else { continue };
+        let Some(run) = run_of(runs, row) else { continue };
+        match &mut run.patched {
+            Some((at, all)) if *at == step => all.push(one),
+            last => *last = Some((step, vec![one])),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The summary that a sweep ends with.
 
-use super::{Findings, Point, RunFindings};
+use super::{Findings, Point, RunFindings, patches, short};
 use serde_json::{Value, json};
 use taskvec_model::table::Table;
 
 /// Runs shown one by one; more are counted only.
 const MOST_RUNS: usize = 20;
+/// Runs whose interventions are shown.
+const MOST_PATCHED: usize = 8;
 /// TD from which the latent task counts as encoded.
 const ENCODED: f64 = 0.85;
 
@@ -17,7 +19,10 @@ pub fn summary(found: &Findings) -> String {
         return out + ".\n" + &super::natural::summary(&found.natural);
     }
     if measured.is_empty() {
-        return out + "\nNothing was measured.";
+        return match patched(&found.runs) {
+            none if none.is_empty() => out + "\nNothing was measured.",
+            some => out + &some,
+        };
     }
     out +=
         "; means over latent tasks. Error: mean squared error of the prediction, over all positions and at the last.";
@@ -31,6 +36,21 @@ pub fn summary(found: &Findings) -> String {
     if measured.len() > MOST_RUNS {
         out += &format!("\n… and {} more runs: see the result views.", measured.len() - MOST_RUNS);
     }
+    out + &patched(&found.runs)
+}
+
+/// What interventions did, run by run, at the last step of each that has any.
+fn patched(runs: &[RunFindings]) -> String {
+    let all: Vec<_> = runs.iter().filter_map(|run| Some((run, run.patched.as_ref()?))).collect();
+    let mut out = String::new();
+    for (run, (step, interventions)) in all.iter().take(MOST_PATCHED) {
+        let varied = if run.params.is_empty() { String::new() } else { format!(" {}", run.params) };
+        let table = patches::shown(interventions, "mean squared error");
+        out += &format!("\n\nrun {}{varied}, step {step}\n{table}", run.run_id);
+    }
+    if all.len() > MOST_PATCHED {
+        out += &format!("\n\nInterventions in {} more runs: see results.interventions.", all.len() - MOST_PATCHED);
+    }
     out
 }
 
@@ -43,7 +63,6 @@ fn table(runs: &[&RunFindings]) -> Table {
 }
 
 fn row(run: &RunFindings, point: Point, first: bool) -> Vec<Value> {
-    let short = |x: Option<f64>| x.map_or(Value::Null, |x| json!(format!("{x:.3}")));
     let only_first = |v: Value| if first { v } else { Value::Null };
     let layer = run.best.as_ref().map_or(Value::Null, |(layer, site)| json!(format!("{layer} ({site})")));
     vec![
@@ -91,7 +110,7 @@ fn reading(run: &RunFindings) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Bounds;
+    use crate::report::{Bounds, patches::tests::intervention};
 
     fn run(td: f64, mse: f64) -> RunFindings {
         let point = |step, mse, td| Point { step, mse: Some(mse), mse_last: Some(mse), td: Some(td) };
@@ -102,7 +121,28 @@ mod tests {
             best: Some((2, "x".into())),
             bounds: Bounds { ridge: Some(1.3), ..Bounds::default() },
             latent_tasks: 2,
+            patched: None,
         }
+    }
+
+    #[test]
+    fn interventions_come_after_the_runs_and_also_alone() {
+        let mut one = run(0.9, 1.0);
+        one.patched = Some((100, vec![intervention(2, "B1", 1.5, 1.75)]));
+        let found = |runs| Findings { sweep_id: 3, name: "s".into(), runs, natural: Vec::new(), count: 1 };
+        let text = summary(&found(vec![one]));
+        let (before, after) = text.split_once("and uses it").unwrap();
+        assert!(!before.contains("Interventions"), "{text}");
+        assert!(after.contains("run 1 seed=0, step 100\nInterventions: mean squared error before"), "{text}");
+        assert!(after.contains("+0.250"), "{text}");
+        let mut alone = run(0.9, 1.0);
+        alone.points.clear();
+        assert!(summary(&found(vec![alone])).ends_with("Nothing was measured."));
+        let mut alone = run(0.9, 1.0);
+        alone.points.clear();
+        alone.patched = Some((0, vec![intervention(1, "B2", 1.0, 3.0)]));
+        let text = summary(&found(vec![alone]));
+        assert!(text.contains("+2.000") && !text.contains("Nothing"), "{text}");
     }
 
     #[test]

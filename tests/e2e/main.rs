@@ -6,6 +6,7 @@ mod faults;
 mod identical;
 mod language;
 mod local;
+mod report;
 mod sql;
 mod support;
 mod tls;

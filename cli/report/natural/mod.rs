@@ -6,6 +6,11 @@ mod summary;
 pub use plot::picture;
 pub use summary::summary;
 
+use super::{
+    number,
+    patches::{self, Intervention},
+    text, whole,
+};
 use crate::{client::Client, error::CliError};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,20 +45,6 @@ pub struct Fit {
     pub intercept: f64,
     pub r2: f64,
     pub points: i64,
-}
-
-/// Means over replicates.
-pub struct Intervention {
-    pub layer: i64,
-    /// Site, positions and mode.
-    pub manner: String,
-    pub shots: i64,
-    pub source: String,
-    pub target: String,
-    pub baseline: f64,
-    pub patched: f64,
-    /// Of the change, over replicates; none for one.
-    pub deviation: Option<f64>,
 }
 
 impl State {
@@ -124,8 +115,8 @@ pub async fn collect(client: &Client, sweep: i64) -> Result<Vec<State>, CliError
         }
         Some(())
     });
-    states.each(&ask(INTERVENTIONS).await?.rows, |state, row| {
-        state.interventions.push(intervention(row)?);
+    states.each(&ask(patches::QUERY).await?.rows, |state, row| {
+        state.interventions.push(patches::read(row)?);
         Some(())
     });
     Ok(states.found.into_values().filter(|state| !state.is_empty()).collect())
@@ -149,10 +140,6 @@ const AT_BEST: &str = "WITH here AS ( \
 const FITS: &str = "SELECT run_id, step, layer, slope, intercept, r2, n FROM results.td_vs_icl_fit \
      WHERE OF_SWEEP AND metric = 'accuracy' AND site = (SELECT min(site) FROM results.td WHERE OF_SWEEP)";
 
-const INTERVENTIONS: &str = "SELECT run_id, step, layer, concat_ws(', ', site, positions, mode), shots, source_task, \
-         target_task, avg(baseline), avg(patched), stddev_samp(patched - baseline) FROM results.interventions \
-     WHERE OF_SWEEP GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 1, 2, 4, 5, 3, 6, 7";
-
 struct States {
     params: BTreeMap<i64, String>,
     found: BTreeMap<(i64, i64), State>,
@@ -171,31 +158,6 @@ impl States {
             let _ = add(state, row);
         }
     }
-}
-
-fn intervention(row: &[Value]) -> Option<Intervention> {
-    Some(Intervention {
-        layer: whole(row, 2)?,
-        manner: text(row, 3)?,
-        shots: whole(row, 4)?,
-        source: text(row, 5)?,
-        target: text(row, 6)?,
-        baseline: number(row, 7)?,
-        patched: number(row, 8)?,
-        deviation: number(row, 9),
-    })
-}
-
-fn whole(row: &[Value], column: usize) -> Option<i64> {
-    row.get(column)?.as_i64()
-}
-
-fn number(row: &[Value], column: usize) -> Option<f64> {
-    row.get(column)?.as_f64()
-}
-
-fn text(row: &[Value], column: usize) -> Option<String> {
-    Some(row.get(column)?.as_str()?.to_owned())
 }
 
 #[cfg(test)]

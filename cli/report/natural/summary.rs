@@ -1,6 +1,7 @@
 //! Tables about language models, for the summary that a sweep ends with.
 
-use super::{Intervention, State};
+use super::State;
+use crate::report::{patches, short};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use taskvec_model::table::Table;
@@ -9,8 +10,6 @@ use taskvec_model::table::Table;
 const MOST_STATES: usize = 40;
 /// Models or checkpoints shown task by task.
 const MOST_DETAILED: usize = 8;
-/// Interventions shown of each: the largest changes.
-const MOST_PATCHES: usize = 16;
 
 const EXPLAINED: &str = "\
 Accuracy: greedy answers that match exactly. TD: leave-one-out kNN accuracy of the latent task, at the layer where its
@@ -27,7 +26,7 @@ pub fn summary(states: &[State]) -> String {
     for state in states.iter().take(MOST_DETAILED) {
         out += &format!("\n\n{}\n{}", title(state), crate::output::render(&by_task(state)));
         if !state.interventions.is_empty() {
-            out += &format!("\n\n{}", patches(state));
+            out += &format!("\n\n{}", patches::shown(&state.interventions, "accuracy"));
         }
     }
     if states.len() > MOST_DETAILED {
@@ -76,42 +75,6 @@ fn by_task(state: &State) -> Table {
     Table { columns, rows: state.tasks().into_iter().map(row).collect() }
 }
 
-fn patches(state: &State) -> String {
-    let mut shown: Vec<&Intervention> = state.interventions.iter().collect();
-    let change = |p: &Intervention| p.patched - p.baseline;
-    if shown.len() > MOST_PATCHES {
-        shown.sort_by(|a, b| change(b).abs().total_cmp(&change(a).abs()));
-        shown.truncate(MOST_PATCHES);
-    }
-    let columns = ["source", "target", "layer", "manner", "shots", "before", "after", "change", "±"];
-    let row = |p: &&Intervention| {
-        vec![
-            json!(p.source),
-            json!(p.target),
-            json!(p.layer),
-            json!(p.manner),
-            json!(p.shots),
-            short(Some(p.baseline)),
-            short(Some(p.patched)),
-            json!(format!("{:+.3}", change(p))),
-            short(p.deviation),
-        ]
-    };
-    let table = Table { columns: columns.map(str::to_owned).into(), rows: shown.iter().map(row).collect() };
-    let of = match state.interventions.len() - shown.len() {
-        0 => String::new(),
-        _ => format!(" (the {} largest changes of {})", shown.len(), state.interventions.len()),
-    };
-    format!(
-        "Interventions{of}: accuracy before and after, ± the deviation of the change over replicates\n{}",
-        crate::output::render(&table)
-    )
-}
-
-fn short(x: Option<f64>) -> Value {
-    x.map_or(Value::Null, |x| json!(format!("{x:.3}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,24 +88,5 @@ mod tests {
         assert_eq!(cells, ["1", "family=bitwise", "0", "0.150", "0.500", "0.450", "0.900", "2", "0.810", "4"]);
         assert_eq!(by_task(&state()).rows.len(), 3);
         assert_eq!(by_task(&state()).rows[1][1], Value::Null, "Null was not answered with 1 shot");
-    }
-
-    #[test]
-    fn of_many_interventions_the_largest_changes_are_shown() {
-        let mut many = state();
-        let small = |i: u32| Intervention {
-            layer: i.into(),
-            manner: "x, last, replace".into(),
-            shots: 4,
-            source: format!("T{i}"),
-            target: "Null".into(),
-            baseline: 0.5,
-            patched: 0.5 + f64::from(i) / 1000.0,
-            deviation: None,
-        };
-        many.interventions.extend((1..=20).map(small));
-        let text = patches(&many);
-        assert!(text.contains("the 16 largest changes of 21"), "{text}");
-        assert!(text.contains("-0.150") && text.contains("+0.020") && !text.contains("T5 "), "{text}");
     }
 }

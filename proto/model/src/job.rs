@@ -81,6 +81,9 @@ impl JobWork {
     }
 }
 
+/// Most rows of metrics that one job may give: they travel in one message.
+pub const MAX_ROWS: u64 = 200_000;
+
 /// Task decodability as part of [`JobWork::Measure`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TdPart {
@@ -151,7 +154,8 @@ impl JobKind {
             Self::Td => 1,
             Self::Measure => 1,
             Self::Interventions => 1,
-            Self::Finetune => 1,
+            // 2: examples come in another order.
+            Self::Finetune => 2,
             Self::Selftest => 1,
         }
     }

@@ -95,15 +95,6 @@ impl Reader<'_> {
     }
 
     fn items(&mut self, items: &[Node], of: &Kind, distinct: bool, path: &str, key_at: Mark) -> Option<Json> {
-        let mut sound = true;
-        let mut seen = BTreeSet::new();
-        for item in items {
-            if distinct && !seen.insert(item.spelling()) {
-                let shown = shown(item);
-                self.faults.add(item.at, format!("{shown} occurs twice in `{path}`"));
-                sound = false;
-            }
-        }
         self.values.lengths.insert(path.to_owned(), items.len());
         let read = |(i, item): (usize, &Node)| {
             let at = if matches!(item.value, Value::Map(_)) { item.at } else { key_at };
@@ -111,6 +102,17 @@ impl Reader<'_> {
         };
         // Every item is read, so that every fault is found, before the first missing one ends it.
         let out: Vec<Option<Json>> = items.iter().enumerate().map(read).collect();
+        let mut sound = true;
+        let mut seen = BTreeSet::new();
+        for (item, json) in items.iter().zip(&out) {
+            // By what they mean, since `Null` and `'Null'` are the same task; as they are written where they mean nothing.
+            let meaning = json.as_ref().map_or_else(|| item.spelling(), Json::to_string);
+            if distinct && !seen.insert((json.is_some(), meaning)) {
+                let shown = shown(item);
+                self.faults.add(item.at, format!("{shown} occurs twice in `{path}`"));
+                sound = false;
+            }
+        }
         out.into_iter().collect::<Option<Vec<_>>>().filter(|_| sound).map(Json::from)
     }
 

@@ -166,13 +166,13 @@ const GOLDEN_EVALUATE: &[&str] = &[
     "interventions e9e4d5db5d34f977",
 ];
 const GOLDEN_FINETUNE: &[&str] = &[
-    "finetune af0a8759fdda55c3",
-    "measure 6c571dad1e99870c",
-    "measure 5d6e2d0dbd274fb9",
-    "measure 00ef0d7a9b171c43",
-    "measure 83e8b04d78c17673",
-    "finetune 3e117ecef23310cf",
-    "measure db4cce0bec984edd",
-    "measure db7a73cb4da5044c",
-    "interventions 60a68af7a4169ba8",
+    "finetune b36c6d7eff19b349",
+    "measure 8d622c39e289ebac",
+    "measure 188060b9950a5dc7",
+    "measure ea56a83ee59278b6",
+    "measure 2ec0aa90eb8a19d7",
+    "finetune 7dd61de997a3f2c1",
+    "measure 91727abb723af7f3",
+    "measure 380969a0a21ce0a7",
+    "interventions 49e51b43e896021a",
 ];

@@ -73,6 +73,20 @@ pub(crate) fn run(course: &Course, training: &mut dyn Training, sink: &mut dyn S
     Ok(Executed::Finished(Metrics::default()))
 }
 
+/// A loss that is this many times the one of who knows nothing shows that training has diverged: Adam can then wander at
+/// finite values for ever. No sensible initialisation starts there, and a comparison within the batch needs no memory of
+/// earlier steps.
+const EXPLODED: f64 = 1e6;
+
+/// What in the loss of a batch shows that training has diverged, if anything does. `blind` is the loss of who knows nothing,
+/// and `exploded` says so.
+pub(crate) fn divergence(loss: f64, blind: f64, exploded: &'static str) -> Option<&'static str> {
+    if !loss.is_finite() {
+        return Some("loss is not finite");
+    }
+    (loss > EXPLODED * blind).then_some(exploded)
+}
+
 /// Steps per second. Times are shown, never part of a result.
 struct Clock {
     start: (Instant, u64),

@@ -1,6 +1,7 @@
 //! What can go wrong in a job, and whether another try could help.
 
 use crate::{
+    load::LoadError,
     task::{PromptError, TaskError},
     tokenizer::TokenizerError,
 };
@@ -37,7 +38,7 @@ pub enum ScienceError {
     Selftest(u32),
 
     #[error(transparent)]
-    Load(#[from] crate::load::LoadError),
+    Load(#[from] LoadError),
 
     /// A file that a command was given.
     #[error("{}: {reason}", .path.display())]
@@ -78,6 +79,12 @@ pub enum ScienceError {
     )]
     NoSuchModules { arch: &'static str, unknown: Vec<String>, known: Vec<String> },
 
+    #[error(
+        "`lora.targets`: PEFT refuses adapters of a {arch} model's `{module}`, so that nobody could load the result; use {}",
+        quoted(.known)
+    )]
+    NotForPeft { arch: &'static str, module: String, known: Vec<String> },
+
     #[error("the model's states after layer {layer} are not finite: are its files intact, and is `dtype` wide enough?")]
     NotFinite { layer: u32 },
 
@@ -87,6 +94,16 @@ pub enum ScienceError {
     #[error("prompts with {shots} demonstrations have no site `{site}`")]
     NoSite { site: taskvec_model::spec::Site, shots: u32 },
 
+    #[error("the job would give {rows} results ({of}); one job may give {most}: use fewer of them")]
+    TooManyRows { rows: u64, of: &'static str, most: u64 },
+
+    #[error(
+        "`td`: the states of {points} prompts and their neighbours need {:.1} GB of memory, and there are {:.1} GB: lower \
+         `samples_per_task`, use fewer layers or tasks, or a machine with more memory",
+        *.needed as f64 / 1e9, *.there as f64 / 1e9
+    )]
+    NoRoomForStates { points: u64, needed: u64, there: u64 },
+
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
 }
@@ -94,19 +111,23 @@ pub enum ScienceError {
 impl ScienceError {
     pub fn retry(&self) -> Retry {
         match self {
+            // Another worker may have more memory.
+            Self::Load(LoadError::NoRoom { .. }) | Self::NoRoomForStates { .. } => Retry::Allowed,
             Self::Diverged { .. }
             | Self::BadCheckpoint { .. }
             | Self::MissingInput(_)
             | Self::OtherModel { .. }
             | Self::NoSuchLayers { .. }
             | Self::NoSuchModules { .. }
+            | Self::NotForPeft { .. }
             | Self::NotFinite { .. }
             | Self::NoSite { .. }
             | Self::UnknownTask { .. }
             | Self::Load(_)
             | Self::BadInput { .. }
             | Self::TooLong { .. }
-            | Self::UnknownToken { .. } => Retry::Never,
+            | Self::UnknownToken { .. }
+            | Self::TooManyRows { .. } => Retry::Never,
             Self::Task(_) | Self::Prompt(_) | Self::Tokenizer(_) => Retry::Never,
             Self::Write(_) | Self::Sink(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => Retry::Allowed,
         }

@@ -2,8 +2,9 @@
 
 use crate::{
     ScienceError,
-    analysis::natural::Reader,
+    analysis::natural::{Reader, TOKENS},
     load::{self, Files, Room},
+    model::language::{Config, MixerConfig},
     tokenizer::Tokenizer,
 };
 use std::{
@@ -27,7 +28,8 @@ impl Models {
     /// The model that `spec` means, from memory or from its files. Only one is loaded at a time.
     ///
     /// # Errors
-    /// Where its files cannot be read, or are not those that the sweep was planned with.
+    /// Where its files cannot be read, or are not those that the sweep was planned with; where this machine has no room for
+    /// it and for what a pass needs beside it.
     pub fn get(&self, spec: &PretrainedSpec) -> Result<Arc<Reader>, ScienceError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (files, digest) = found(spec)?;
@@ -38,11 +40,29 @@ impl Models {
         // Before the next one is read, so that memory need not hold both.
         *last = None;
         let tokenizer = tokenizer(&files)?;
-        let model = files.load(load::dtype(spec.dtype), &[Room::cpu()])?;
+        let model = files.load(load::dtype(spec.dtype), &[less(Room::cpu(), beside(files.config()))])?;
         let reader = Arc::new(Reader { model, tokenizer });
         *last = Some((key, Arc::clone(&reader)));
         Ok(reader)
     }
+}
+
+fn less(room: Room, bytes: u64) -> Room {
+    Room { bytes: room.bytes.saturating_sub(bytes), ..room }
+}
+
+/// Bytes that a pass takes beside the weights, roughly: for the tokens that go through the model together, what every layer
+/// caches (a state for every prompt of sixteen tokens, or keys and values), some ten times the residual stream, three times
+/// the hidden layer of an MLP, and logits of the prompts. What fine-tuning keeps between its blocks is no more than that.
+fn beside(config: &Config) -> u64 {
+    const PROMPT: usize = 16;
+    let cached = match &config.mixer {
+        MixerConfig::Attention(attention) => 2 * attention.groups * attention.head,
+        MixerConfig::Mamba2(mamba) => mamba.heads * mamba.head * mamba.state / PROMPT,
+    };
+    let hidden = config.mlp.as_ref().map_or(0, |mlp| mlp.inner);
+    let per_token = config.layers * cached + 10 * config.width + 3 * hidden + config.vocabulary / PROMPT;
+    (size_of::<f32>() * TOKENS * per_token) as u64
 }
 
 fn tokenizer(files: &Files) -> Result<Tokenizer, ScienceError> {
@@ -69,5 +89,26 @@ fn found(spec: &PretrainedSpec) -> Result<(Files, Digest), ScienceError> {
     match spec.identity.as_ref().filter(|planned| planned.digest != found) {
         Some(planned) => Err(ScienceError::OtherModel { path: spec.path.clone(), planned: planned.digest, found }),
         None => Ok((files, found)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+    use taskvec_model::job::Retry;
+
+    #[test]
+    fn there_must_be_room_for_a_pass_beside_the_weights() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/language/llama");
+        let files = Files::find(folder, None).unwrap();
+        let (weights, more) = (files.bytes(DType::F32), beside(files.config()));
+        // 3 layers of 2 × 2 heads of 8, ten times 24, three times 40, and 61 / 16 logits for each of 2048 tokens.
+        assert_eq!(more, 4 * 2048 * (3 * 32 + 240 + 120 + 3));
+        let load = |bytes| files.load(DType::F32, &[less(Room { bytes, ..Room::cpu() }, more)]);
+        assert!(load(weights + more).is_ok());
+        let error = ScienceError::from(load(weights + more - 1).err().unwrap());
+        assert!(error.to_string().contains("a machine with more memory"), "{error}");
+        assert_eq!(error.retry(), Retry::Allowed, "another worker may have more");
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     Executed, ScienceError, Sink,
     checkpoint::{self, Identity},
     course::{self, Course, Training},
-    engine::{BatchLoss, Engine},
+    engine::Engine,
     model::Transformer,
     optim::{self, Moments},
     rng::{Purpose as Numbers, Stream},
@@ -19,10 +19,6 @@ use taskvec_model::{
     job::{CheckpointRef, Purpose},
     spec::{CheckpointSpec, DataSpec, ModelSpec, TrainSpec},
 };
-
-/// Training has diverged when the loss is this many times the one of predicting 0: Adam can then wander at finite values
-/// for ever. No sensible initialisation starts there, and a comparison within the batch needs no memory of earlier steps.
-const EXPLODED: f64 = 1e6;
 
 /// A segment `(from, to]` of a run.
 #[derive(Clone, Copy, Debug)]
@@ -121,7 +117,8 @@ impl<'a> Trainer<'a> {
         let stream = Stream { seed: self.segment.seed, purpose: Numbers::Train, step };
         let batch = self.engine.gradients(data, stream);
         let diverged = |what| ScienceError::Diverged { step, what, last_loss: self.last_loss };
-        if let Some(what) = divergence(batch) {
+        let exploded = "loss is over a million times that of predicting 0";
+        if let Some(what) = course::divergence(batch.loss, batch.of_zero, exploded) {
             return Err(diverged(what));
         }
         if !self.engine.update(step, self.segment.train.learning_rate(step)).is_finite() {
@@ -159,12 +156,4 @@ impl Training for Trainer<'_> {
             checkpoint::write(out, &run, self.step, &network, moments.as_deref())
         })
     }
-}
-
-/// What in the loss of a batch shows that training has diverged, if anything does.
-fn divergence(batch: BatchLoss) -> Option<&'static str> {
-    if !batch.loss.is_finite() {
-        return Some("loss is not finite");
-    }
-    (batch.loss > EXPLODED * batch.of_zero).then_some("loss is over a million times that of predicting 0")
 }

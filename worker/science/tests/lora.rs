@@ -13,12 +13,19 @@ use std::{collections::HashMap, fs, path::PathBuf};
 use taskvec_model::spec::{LoraLayers, LoraSpec, OptimizerKind, OptimizerSpec};
 use taskvec_science::{
     ScienceError,
+    load::{Files, Room},
     lora::{Adapters, DropoutAt, Example, gradients, peft},
     model::language::{Batch, LanguageModel, Logits},
     optim::Optimizer,
 };
 
-const ALL: [&str; 5] = ["llama", "gemma2", "olmo", "olmo2", "gpt2"];
+const ALL: [&str; 6] = ["llama", "gemma2", "olmo", "olmo2", "gpt2", "mamba2"];
+
+/// The model that the adapters of a fixture are for.
+fn load(name: &str, dtype: DType) -> LanguageModel {
+    let folder = if name == "mamba2" { fixture("mamba2/two_groups") } else { language::folder(name) };
+    Files::find(folder.to_str().unwrap(), None).unwrap().load(dtype, &[Room::cpu()]).unwrap()
+}
 
 fn folder(name: &str) -> PathBuf {
     fixture("lora").join(name)
@@ -43,10 +50,6 @@ impl Expected {
         let lengths: Vec<Vec<i64>> = tensors["lengths"].to_vec2().unwrap();
         let examples = lengths.iter().map(|l| Example { prompt: take(l[0]), target: take(l[1]) }).collect();
         Self { tensors, examples }
-    }
-
-    fn examples(&self) -> Vec<&Example> {
-        self.examples.iter().collect()
     }
 
     /// All tokens of all examples.
@@ -87,7 +90,7 @@ fn adapters(name: &str, model: &LanguageModel) -> Adapters {
 #[test]
 fn a_model_with_pefts_adapters_predicts_what_it_does_there() {
     for name in ALL {
-        let (model, expected) = (language::load(name), Expected::of(name));
+        let (model, expected) = (load(name, DType::F32), Expected::of(name));
         let adapters = peft::read(&folder(name), &model).unwrap();
         let adapted = model.with_adapters(&adapters).unwrap();
         assert_close(name, &logits(&adapted, &expected.batch()), &expected.tensors["logits"], 1e-4);
@@ -106,9 +109,9 @@ fn a_model_with_pefts_adapters_predicts_what_it_does_there() {
 #[test]
 fn losses_and_gradients_are_pytorchs() {
     for name in ALL {
-        let (model, expected) = (language::load(name), Expected::of(name));
+        let (model, expected) = (load(name, DType::F32), Expected::of(name));
         let adapters = adapters(name, &model);
-        let found = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap();
+        let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
         let loss = language::flat(&expected.tensors["loss"])[0];
         assert!((found.loss - loss).abs() < 1e-4 * loss, "{name}: {} for {loss}", found.loss);
         for ((parameter, _), gradient) in adapters.parameters().iter().zip(&found.by_parameter) {
@@ -127,7 +130,7 @@ fn three_steps_of_adam_are_pytorchs() {
     let optimizer = Optimizer::new(&spec, None, adapters.parameters()).unwrap();
     let losses = language::flat(&expected.tensors["losses"]);
     for (i, loss) in losses.iter().enumerate() {
-        let found = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap();
+        let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
         assert!((found.loss - loss).abs() < 1e-4 * loss, "step {i}: {} for {loss}", found.loss);
         optimizer.update(adapters.parameters(), &found.stored(&adapters), 1e-2, i as u64 + 1).unwrap();
     }
@@ -140,10 +143,10 @@ fn three_steps_of_adam_are_pytorchs() {
 #[test]
 fn computing_blocks_again_gives_the_gradients_of_the_whole_graph() {
     for name in ALL {
-        let (model, expected) = (language::load_as(name, DType::F64), Expected::of(name));
+        let (model, expected) = (load(name, DType::F64), Expected::of(name));
         let adapters = adapters(name, &model);
         let (loss, whole) = whole_graph(&model, &adapters, &expected);
-        let found = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap();
+        let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
         assert!((found.loss - loss).abs() < 1e-10, "{name}: {} for {loss}", found.loss);
         for ((parameter, _), (ours, theirs)) in adapters.parameters().iter().zip(found.by_parameter.iter().zip(&whole))
         {
@@ -158,7 +161,7 @@ fn a_batch_in_pieces_has_the_same_gradient() {
     let (model, expected) = (language::load_as("llama", DType::F64), Expected::of("llama"));
     let adapters = adapters("llama", &model);
     for dropout in [None, Some(DropoutAt { probability: 0.3, seed: 3, update: 2 })] {
-        let of = |pieces| gradients(&model, &adapters, &expected.examples(), pieces, dropout).unwrap();
+        let of = |pieces| gradients(&model, &adapters, &expected.examples, pieces, dropout).unwrap();
         let whole = of(1);
         for pieces in [2, 3] {
             let found = of(pieces);
@@ -176,13 +179,13 @@ fn dropout_changes_the_gradient_and_always_in_the_same_way() {
     let adapters = adapters("llama", &model);
     let of = |seed, update, probability| {
         let dropout = Some(DropoutAt { probability, seed, update });
-        gradients(&model, &adapters, &expected.examples(), 1, dropout).unwrap()
+        gradients(&model, &adapters, &expected.examples, 1, dropout).unwrap()
     };
     let first = of(3, 1, 0.1);
     for (a, b) in first.by_parameter.iter().zip(&of(3, 1, 0.1).by_parameter) {
         assert_same("gradient", a, b);
     }
-    let none = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap().loss;
+    let none = gradients(&model, &adapters, &expected.examples, 1, None).unwrap().loss;
     assert_eq!(of(3, 1, 0.0).loss, none);
     assert!([of(4, 1, 0.1).loss, of(3, 2, 0.1).loss, none].iter().all(|loss| *loss != first.loss));
 }
@@ -194,7 +197,7 @@ fn sixteen_bits_are_near() {
     for (dtype, alike) in [(DType::BF16, 0.88), (DType::F16, 0.9985)] {
         let model = language::load_as("llama", dtype);
         let adapters = adapters("llama", &model);
-        let found = gradients(&model, &adapters, &expected.examples(), 1, None).unwrap();
+        let found = gradients(&model, &adapters, &expected.examples, 1, None).unwrap();
         for ((name, parameter), gradient) in adapters.parameters().iter().zip(&found.by_parameter) {
             assert_eq!((parameter.dtype(), gradient.dtype()), (DType::F32, DType::F32));
             let (ours, theirs) = (language::flat(gradient), language::flat(&expected.tensors[&format!("grad.{name}")]));
@@ -267,6 +270,13 @@ fn what_the_model_has_not_is_refused_with_what_it_has() {
     refused("llama", &spec(&["q_proj", "c_attn"], all), &["a llama model has no module `c_attn`", seven]);
     refused("olmo_original", &spec(&["att_proj"], all), &["a olmo model has no module `att_proj`", seven]);
     refused("gpt2", &spec(&["q_proj"], all), &["`q_proj`; it has `c_attn`, `c_proj`, `c_fc`"]);
+    for (targets, says) in [
+        (["in_proj", "q_proj"], "a mamba2 model has no module `q_proj`; it has `in_proj`"),
+        (["in_proj", "out_proj"], "PEFT refuses adapters of a mamba2 model's `out_proj`"),
+    ] {
+        let error = Adapters::fresh(&load("mamba2", DType::F32), &spec(&targets, all), 1).unwrap_err().to_string();
+        assert!(error.contains(says) && error.ends_with("`in_proj`"), "{error}");
+    }
     refused("llama", &spec(&["q_proj"], LoraLayers::Last(4)), &["the last 4 layers, but the model has 3"]);
     refused("llama", &spec(&["q_proj"], LoraLayers::Range(2, 4)), &["layers 2 to 4, but the model has 3"]);
     // Adapters of one model do not go with another.

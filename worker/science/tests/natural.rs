@@ -1,11 +1,16 @@
-//! What is measured on a language model, against doing it prompt by prompt.
+//! What is measured on a language model, against doing it prompt by prompt, and against scikit-learn on states that
+//! transformers dumps.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod common;
 
 use candle_core::{D, DType};
-use common::{Memory, language};
-use std::collections::{BTreeMap, BTreeSet};
+use common::{Memory, fixture, language};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 use taskvec_model::{
     job::{LensPart, TdPart},
     spec::{Family, Instruction, Layers, NaturalSpec, Site, Template},
@@ -165,4 +170,65 @@ fn a_job_measures_all_at_once_as_it_would_each_alone() {
     assert_eq!(all.lens, run(asked(None, None, Some(&lens))).lens);
     assert_eq!(all.icl, run(asked(Some(EACH - 1), None, None)).icl);
     assert_eq!((all.icl.len(), all.icl[0].n, all.lens[0].n), (3, EACH - 1, EACH - 2));
+}
+
+/// What `fixtures/decoded.py` reads the states of: four tasks, twelve prompts each, of a seed at which no neighbour that
+/// matters is so close to the next that rounding could decide.
+const DECODED_SEED: u64 = 1;
+const DECODED: [&str; 4] = ["AND", "OR", "XOR", "Null"];
+const DECODED_EACH: u32 = 12;
+
+fn decoded_data() -> NaturalSpec {
+    NaturalSpec { family: Family::Bitwise { digits: 4 }, tasks: DECODED.map(str::to_owned).to_vec(), ..data() }
+}
+
+/// The prompts with the tokens of their sites, as JSON.
+fn decoded_prompts(reader: &Reader, seed: u64) -> Value {
+    let (data, context) = (decoded_data(), reader.model.config().context);
+    let tasks = TaskSet::load(&data, seed).unwrap();
+    let prompts = Prompts::new(&tasks, &data, &reader.tokenizer, context, seed).unwrap();
+    let of = |task| {
+        let series = Series { task, split: Split::Test, shots: SHOTS, replicate: 0 };
+        prompts.batch(series, 0..u64::from(DECODED_EACH)).unwrap()
+    };
+    let written = |p: Prompt| {
+        let sites = json!({"x": p.query_site(), "y": p.y_site().unwrap()});
+        json!({"task": DECODED[p.series.task], "sites": sites, "tokens": p.tokens})
+    };
+    (0..DECODED.len()).flat_map(of).map(written).collect()
+}
+
+/// Writes the prompts for `fixtures/decoded.py`: `cargo test --test natural -- --ignored`.
+#[test]
+#[ignore = "writes a fixture"]
+fn write_the_prompts_that_are_decoded() {
+    let seed = std::env::var("SEED").map_or(DECODED_SEED, |seed| seed.parse().unwrap());
+    let prompts = decoded_prompts(&reader(), seed);
+    let lines: Vec<String> = prompts.as_array().unwrap().iter().map(Value::to_string).collect();
+    fs::write(fixture("decoded/prompts.json"), format!("[\n{}\n]\n", lines.join(",\n"))).unwrap();
+}
+
+/// TD and pairwise TD at every layer and site are those that scikit-learn finds in the states that transformers dumps.
+#[test]
+fn decodability_is_scikit_learns_on_states_of_transformers() {
+    let read = |name: &str| serde_json::from_slice::<Value>(&fs::read(fixture(name)).unwrap()).unwrap();
+    let reader = reader();
+    assert_eq!(decoded_prompts(&reader, DECODED_SEED), read("decoded/prompts.json"), "the prompts are others");
+    let expected = read("decoded/expected.json");
+    let k = expected["k"].as_u64().unwrap() as u32;
+    let td = TdPart { k, samples_per_task: DECODED_EACH, ..td() };
+    let data = decoded_data();
+    let asked = measure::Asked { seed: DECODED_SEED, data: &data, shots: SHOTS, icl: None, td: Some(&td), lens: None };
+    let metrics = measure::run(&reader, asked, &mut Memory::default()).unwrap();
+    let ours: Value = (metrics.td.iter())
+        .map(|r| json!([r.layer, r.site, r.latent_task, (r.value * f64::from(r.n)).round() as u32]))
+        .collect();
+    assert_eq!(ours, expected["right"]);
+    let ours: Value = (metrics.td_pairs.iter())
+        .map(|r| {
+            let right = (r.value * f64::from(2 * DECODED_EACH)).round() as u32;
+            json!([r.layer, r.site, r.latent_task_a, r.latent_task_b, right])
+        })
+        .collect();
+    assert_eq!(ours, expected["right_of_pairs"]);
 }

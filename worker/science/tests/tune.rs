@@ -4,6 +4,7 @@
 
 mod common;
 
+use candle_core::Device;
 use common::{
     Folder, Memory, fixture,
     tiny::{self, LAYERS},
@@ -246,6 +247,38 @@ fn divergence_is_reported_with_its_step_and_never_retried() {
     assert_eq!((step, last_loss), (before.done + 1, before.loss));
     assert_eq!(error.retry(), Retry::Never);
     assert!(!sink.files.contains_key(&(STEPS, Purpose::Resume)));
+}
+
+/// As in training from the beginning: a loss that nobody could have who knows nothing, though it is a number.
+#[test]
+fn a_loss_that_explodes_is_divergence() {
+    let world = World::new();
+    let path = world.folder.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let norm = tensors.get_mut("model.norm.weight").unwrap();
+    *norm = (&*norm * 1e9).unwrap();
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let error = world.run(0, STEPS, None, &mut Memory::default()).unwrap_err();
+    let message =
+        "training diverged at step 1: the loss is over a million times that of finding all tokens equally likely";
+    assert!(error.to_string().starts_with(message), "{error}");
+    assert_eq!(error.retry(), Retry::Never);
+}
+
+/// Examples are made when they are needed: as many as a sweep may ask for are no more than a few.
+#[test]
+fn the_number_of_examples_costs_nothing() {
+    let world = World::new();
+    let losses = |count| {
+        let mut work = world.work(0, STEPS);
+        let JobWork::Finetune { train, .. } = &mut work else { unreachable!() };
+        (train.max_examples, train.log_every) = (count, 1);
+        let mut sink = Memory::default();
+        assert!(matches!(world.execute(&work, Inputs::default(), &mut sink), Ok(Executed::Finished(_))));
+        sink.losses.iter().map(|row| row.loss.to_bits()).collect::<Vec<_>>()
+    };
+    let (most, more) = (losses(100_000_000), losses(u32::MAX));
+    assert!(most.len() == STEPS as usize && most != more);
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! Checks of interventions, in models of every kind.
 
-use super::{Checker, MAX_ROWS};
+use super::Checker;
 use crate::fault::{any_of, did_you_mean, quoted};
 use std::collections::BTreeSet;
-use taskvec_model::spec::{InterventionSpec, NULL_TASK, PatchLayers, PatchPairs};
+use taskvec_model::{
+    job::MAX_ROWS,
+    spec::{InterventionSpec, NULL_TASK, PatchLayers, PatchPairs},
+};
 
 impl Checker<'_> {
     /// `source` is the setting that the tasks come from.

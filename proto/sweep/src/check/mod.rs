@@ -11,8 +11,6 @@ use taskvec_model::spec::{At, CheckpointSpec, ModelIdentity};
 
 /// The loss rows of one training job travel in one message.
 const MAX_LOSS_ROWS: u64 = 100_000;
-/// The rows of one other job too.
-const MAX_ROWS: u64 = 200_000;
 
 /// All checks of one run. `identity` is that of a pretrained model, where its files were looked at.
 pub(crate) fn check(values: &Values, identity: Option<&ModelIdentity>, limits: &Limits, faults: &mut Collector) {

@@ -1,12 +1,15 @@
 //! Checks of runs on pretrained language models.
 
-use super::{Checker, MAX_ROWS, interventions::same_patches};
+use super::{Checker, interventions::same_patches};
 use crate::{
     complete,
     fault::{any_of, did_you_mean, quoted},
 };
 use serde_json::{Value as Json, json};
-use taskvec_model::spec::{Family, InterventionSpec, Layers, LensSpec, LoraLayers, NaturalAnalysis, NaturalTd, Site};
+use taskvec_model::{
+    job::MAX_ROWS,
+    spec::{Family, InterventionSpec, Layers, LensSpec, LoraLayers, NaturalAnalysis, NaturalTd, Site},
+};
 
 /// The settings that decide which model it is.
 const MODEL: [&str; 2] = ["model.path", "model.revision"];
@@ -60,9 +63,15 @@ impl Checker<'_> {
         let arch = self.identity?.arch.clone();
         let there: &[&str] = match arch.as_str() {
             "gpt2" => &["c_attn", "c_fc", "c_proj"],
-            "mamba2" => &["in_proj", "out_proj"],
+            "mamba2" => &["in_proj"],
             _ => &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         };
+        if let Some(i) = targets.iter().position(|t| arch == "mamba2" && t == "out_proj") {
+            let message = "`lora.targets`: PEFT refuses adapters of a mamba2 model's `out_proj`, so that nobody could load the \
+                           result; use `in_proj`";
+            self.fault(&[&[format!("lora.targets[{i}]").as_str()][..], &MODEL].concat(), message.to_owned());
+            return None;
+        }
         let first = targets.iter().position(|t| !there.contains(&t.as_str()))?;
         let missing = any_of(targets.iter().map(String::as_str).filter(|t| !there.contains(t)));
         let known = any_of(there.iter().copied());

@@ -70,7 +70,7 @@ const MODULES: &[Word] = &[
     word("c_fc", "into the MLP (gpt2)"),
     word("c_proj", "out of attention, and out of the MLP (gpt2)"),
     word("in_proj", "into the mixer (mamba2)"),
-    word("out_proj", "out of the mixer (mamba2)"),
+    word("out_proj", "out of the mixer (mamba2); refused, since PEFT refuses adapters of it"),
 ];
 
 const TRAIN: &[Key] = &[

@@ -6,8 +6,9 @@ use taskvec_model::{
 };
 use taskvec_sweep::Files;
 
-/// `models/tiny` (llama, 4 layers), `models/gpt2.gguf` (2 layers), `models/steps` (olmo, 32 layers) with revisions
-/// `step0`, `step1000` and `step20000`, and `rows.csv`. `models/copy` is `models/tiny` in another place.
+/// `models/tiny` (llama, 4 layers), `models/mamba` (mamba2, 4 layers), `models/gpt2.gguf` (2 layers), `models/steps` (olmo,
+/// 32 layers) with revisions `step0`, `step1000` and `step20000`, and `rows.csv`. `models/copy` is `models/tiny` in another
+/// place.
 #[derive(Debug)]
 pub struct Told;
 
@@ -23,6 +24,7 @@ impl Files for Told {
     fn model(&self, path: &str, revision: Option<&str>) -> Result<ModelIdentity, String> {
         match (path, revision) {
             ("models/tiny" | "models/copy", None) => Ok(identity("tiny", "llama", 4, 64, 0)),
+            ("models/mamba", None) => Ok(identity("mamba", "mamba2", 4, 64, 0)),
             ("models/gpt2.gguf", None) => Ok(identity("gpt2", "gpt2", 2, 32, 0)),
             ("models/steps", Some(name)) => {
                 let step = STEPS.into_iter().find(|s| name == format!("step{s}"));

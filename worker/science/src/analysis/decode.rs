@@ -48,9 +48,14 @@ impl<'a> Decoder<'a> {
     /// The neighbours of every point (one row of `dim` values per label), as many as [`Self::decode_by`] needs, or all of them,
     /// as [`Self::pairs`] does.
     pub fn neighbours(&self, points: &[f64], dim: usize, all: bool) -> Neighbours {
-        // Twice k neighbours hold k of a half-sample on average; with these no half-sample ever lacks one in practice.
-        let depth = if all { self.labels.len() } else { 4 * self.k + 40 };
+        let depth = if all { self.labels.len() } else { Self::depth(self.k) };
         Neighbours(knn::neighbours(points, dim, depth))
+    }
+
+    /// How many neighbours of every point [`Self::decode_by`] needs.
+    pub fn depth(k: usize) -> usize {
+        // Twice k neighbours hold k of a half-sample on average; with these no half-sample ever lacks one in practice.
+        4 * k + 40
     }
 
     /// The decodability of each label from `points` (one row of `dim` values per label), by the rules of [`knn`].

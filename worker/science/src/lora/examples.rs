@@ -2,8 +2,8 @@
 
 use crate::{
     ScienceError,
-    rng::{Purpose, Stream},
-    task::{Prompts, Series, Split, shuffled},
+    rng::{Purpose, Stream, permuted},
+    task::{Prompts, Series, Split},
 };
 use rayon::prelude::*;
 use taskvec_model::spec::TuneSpec;
@@ -16,55 +16,45 @@ pub struct Example {
     pub target: Vec<u32>,
 }
 
-/// The examples of a run. Tasks take turns, so that each has as many as any other (or one more); in each round all examples
-/// come once, in an order of the round's own.
-pub(super) struct Examples {
-    all: Vec<Example>,
+/// The examples of a run, made of training items alone when they are needed. Tasks take turns, so that each has as many as
+/// any other (or one more); in each round all `max_examples` come once, in an order of the round's own.
+pub(super) struct Examples<'a> {
+    prompts: Prompts<'a>,
+    tasks: u64,
+    train: &'a TuneSpec,
     seed: u64,
 }
 
-impl Examples {
-    /// Makes all `max_examples`, from training items alone: what cannot be made is known before training begins.
+impl<'a> Examples<'a> {
+    /// `tasks` is how many the prompts are of.
+    pub fn new(prompts: Prompts<'a>, tasks: usize, train: &'a TuneSpec, seed: u64) -> Self {
+        Self { prompts, tasks: tasks as u64, train, seed }
+    }
+
+    /// Those of update `step`, from 1.
     ///
     /// # Errors
     /// Where a task has too few items, an answer merges with its prompt, or a prompt is too long for the model.
-    pub fn new(prompts: &Prompts<'_>, tasks: usize, train: &TuneSpec, seed: u64) -> Result<Self, ScienceError> {
-        let (count, shots) = (train.max_examples as usize, train.shots);
-        let mut by_task = Vec::with_capacity(tasks);
-        for task in 0..tasks {
-            let each = count.saturating_sub(task).div_ceil(tasks) as u64;
-            let series = Series { task, split: Split::Train, shots, replicate: 0 };
-            let made = prompts.batch(series, 0..each)?.into_par_iter().map(|prompt| {
-                let target = prompts.target(&prompt)?;
-                Ok(Example { prompt: prompt.tokens, target })
-            });
-            let made: Vec<Result<Example, ScienceError>> = made.collect();
-            by_task.push(made.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter());
-        }
-        let all = (0..count).filter_map(|i| by_task[i % tasks].next()).collect();
-        Ok(Self { all, seed })
+    pub fn batch(&self, step: u64) -> Result<Vec<Example>, ScienceError> {
+        let TuneSpec { batch, max_examples, .. } = *self.train;
+        let first = (step - 1) * u64::from(batch);
+        let places: Vec<u64> = (first..first + u64::from(batch)).collect();
+        let made = places.into_par_iter().map(|place| self.made(number(self.seed, max_examples.into(), place)));
+        made.collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// The `size` examples of update `step`, from 1.
-    pub fn batch(&self, step: u64, size: u32) -> Vec<&Example> {
-        let (n, size) = (self.all.len() as u64, u64::from(size));
-        let first = (step - 1) * size;
-        let mut round = None;
-        let mut at = |place: u64| {
-            let (number, within) = (place / n, (place % n) as usize);
-            let (_, order) = match round.take() {
-                Some((known, order)) if known == number => round.insert((known, order)),
-                _ => round.insert((number, self.order(number))),
-            };
-            &self.all[order[within]]
-        };
-        (first..first + size).map(&mut at).collect()
+    fn made(&self, number: u64) -> Result<Example, ScienceError> {
+        let (task, index) = ((number % self.tasks) as usize, number / self.tasks);
+        let series = Series { task, split: Split::Train, shots: self.train.shots, replicate: 0 };
+        let prompt = self.prompts.batch(series, index..index + 1)?.swap_remove(0);
+        let target = self.prompts.target(&prompt)?;
+        Ok(Example { prompt: prompt.tokens, target })
     }
+}
 
-    fn order(&self, round: u64) -> Vec<usize> {
-        let stream = Stream { seed: self.seed, purpose: Purpose::Examples, step: round };
-        shuffled(stream.at(0), self.all.len())
-    }
+/// Which of `count` examples comes at a place in the order of the run.
+fn number(seed: u64, count: u64, place: u64) -> u64 {
+    permuted(Stream { seed, purpose: Purpose::Examples, step: place / count }, count, place % count)
 }
 
 #[cfg(test)]
@@ -72,31 +62,14 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    fn examples(count: u32) -> Examples {
-        let all = (0..count).map(|i| Example { prompt: vec![i], target: vec![0] }).collect();
-        Examples { all, seed: 3 }
-    }
-
-    /// Which examples the first `steps` batches have.
-    fn order(examples: &Examples, steps: u64, size: u32) -> Vec<u32> {
-        (1..=steps).flat_map(|step| examples.batch(step, size)).map(|e| e.prompt[0]).collect()
-    }
-
     #[test]
     fn every_round_has_all_examples_in_an_order_of_its_own() {
-        let order = order(&examples(10), 9, 4);
-        let rounds: Vec<&[u32]> = order.chunks_exact(10).collect();
+        let order: Vec<u64> = (0..30).map(|place| number(3, 10, place)).collect();
+        let rounds: Vec<&[u64]> = order.chunks_exact(10).collect();
         for round in &rounds {
-            assert_eq!(round.iter().collect::<BTreeSet<_>>().len(), 10, "{round:?}");
+            assert_eq!(round.iter().copied().collect::<BTreeSet<_>>(), (0..10).collect(), "{round:?}");
         }
         assert!(rounds[0] != rounds[1] && rounds[1] != rounds[2]);
-        assert_ne!(rounds[0], (0..10).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_batch_may_be_larger_than_a_round() {
-        let order = order(&examples(3), 2, 7);
-        assert_eq!(order.len(), 14);
-        assert!(order.chunks_exact(3).all(|round| round.iter().collect::<BTreeSet<_>>().len() == 3));
+        assert_ne!(number(4, 1000, 0), number(3, 1000, 0));
     }
 }

@@ -44,7 +44,7 @@ pub struct DropoutAt {
 pub fn gradients(
     model: &LanguageModel,
     adapters: &Adapters,
-    examples: &[&Example],
+    examples: &[Example],
     pieces: usize,
     dropout: Option<DropoutAt>,
 ) -> std::result::Result<Gradients, ScienceError> {
@@ -89,7 +89,7 @@ struct Piece {
 }
 
 impl Piece {
-    fn new(examples: &[&Example], first: usize) -> Result<Self> {
+    fn new(examples: &[Example], first: usize) -> Result<Self> {
         let (mut rows, mut sites, mut targets) = (Vec::new(), Vec::new(), Vec::new());
         let mut start = 0;
         for Example { prompt, target } in examples {
@@ -201,7 +201,7 @@ mod tests {
         let spec = LoraSpec { rank: 2, alpha: 2.0, dropout: 0.0, targets, layers: LoraLayers::All };
         let adapters = Adapters::fresh(&model, &spec, 1).unwrap().trainable().unwrap();
         let example = Example { prompt: vec![5, 7, 11], target: vec![2, 3] };
-        let piece = Piece::new(&[&example], 0).unwrap();
+        let piece = Piece::new(&[example], 0).unwrap();
         let rows = Rows::of(&piece.batch);
         let mut pass = model.pass(&rows, vec![Span::alone(0..4)], None).unwrap();
 

@@ -75,10 +75,16 @@ fn name(arch: &str, projection: Projection) -> String {
     if arch == "gpt2" { gpt2.to_owned() } else { format!("{part}.{projection}") }
 }
 
+/// Does PEFT refuse adapters of a module? It does where transformers' fast path reads the weight beside the module.
+fn refused_by_peft(arch: &str, target: &str) -> bool {
+    (arch, target) == ("mamba2", "out_proj")
+}
+
 /// The modules that `spec` means.
 ///
 /// # Errors
-/// [`ScienceError::NoSuchLayers`] and [`ScienceError::NoSuchModules`], which say what there is.
+/// [`ScienceError::NoSuchLayers`] and [`ScienceError::NoSuchModules`], which say what there is;
+/// [`ScienceError::NotForPeft`].
 pub(super) fn selected(model: &LanguageModel, spec: &LoraSpec) -> Result<Vec<Module>, ScienceError> {
     let config = model.config();
     let Some((from, to)) = spec.layers.resolve(config.layers as u32) else {
@@ -86,10 +92,13 @@ pub(super) fn selected(model: &LanguageModel, spec: &LoraSpec) -> Result<Vec<Mod
     };
     let mut modules = modules(model);
     let mut known: Vec<String> = Vec::new();
-    for module in &modules {
+    for module in modules.iter().filter(|m| !refused_by_peft(config.arch, m.target())) {
         if !known.iter().any(|name| name == module.target()) {
             known.push(module.target().to_owned());
         }
+    }
+    if let Some(module) = spec.targets.iter().find(|target| refused_by_peft(config.arch, target)) {
+        return Err(ScienceError::NotForPeft { arch: config.arch, module: module.clone(), known });
     }
     let unknown: Vec<String> = spec.targets.iter().filter(|t| !known.contains(t)).cloned().collect();
     if !unknown.is_empty() {

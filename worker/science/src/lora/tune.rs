@@ -2,7 +2,7 @@
 
 use super::{
     adapters::Adapters,
-    checkpoint::{self, Header, Identity},
+    checkpoint::{self, Header, Identity, Saved},
     examples::Examples,
     gradient::{DropoutAt, gradients},
 };
@@ -10,6 +10,7 @@ use crate::{
     Executed, Models, ScienceError, Sink,
     analysis::natural::Reader,
     course::{self, Course, Training},
+    model::language::LanguageModel,
     models,
     optim::Optimizer,
     task::{Prompts, TaskSet},
@@ -41,8 +42,8 @@ pub struct Segment<'a> {
 ///
 /// # Errors
 /// Models, tasks and prompts that cannot be had; layers or modules that the model has not; [`ScienceError::Diverged`] when
-/// the loss or the gradient stops being finite; [`ScienceError::BadCheckpoint`] where `resume` is not a state of this run
-/// within the segment; whatever the sink returns.
+/// the loss explodes, or it or the gradient stops being finite; [`ScienceError::BadCheckpoint`] where `resume` is not a
+/// state of this run within the segment; whatever the sink returns.
 pub fn tune_segment(
     segment: &Segment<'_>,
     models: &Models,
@@ -53,19 +54,22 @@ pub fn tune_segment(
         return Err(ScienceError::MissingInput(Purpose::Resume));
     }
     let reader = models.get(segment.model)?;
-    let mut trainer = Trainer::new(segment, &reader, resume)?;
+    let tasks = TaskSet::load(segment.data, segment.seed)?;
+    let mut trainer = Trainer::new(segment, &reader, &tasks, resume)?;
     let TuneSpec { steps, batch, log_every, .. } = *segment.train;
     let analysed = segment.checkpoints.analysis_steps(steps);
     let course = Course { steps, batch, log_every, analysed, to: segment.to, fresh: resume.is_none() };
     course::run(&course, &mut trainer, sink)
 }
 
+const EXPLODED: &str = "loss is over a million times that of finding all tokens equally likely";
+
 /// The state of training between two steps.
 struct Trainer<'a> {
     segment: Segment<'a>,
     reader: &'a Reader,
     run: Identity,
-    examples: Examples,
+    examples: Examples<'a>,
     adapters: Adapters,
     optimizer: Optimizer,
     /// Updates made.
@@ -75,34 +79,51 @@ struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     /// Before the first step, or from a resume checkpoint at a step in [from, to).
-    fn new(segment: &Segment<'a>, reader: &'a Reader, resume: Option<&Path>) -> Result<Self, ScienceError> {
+    fn new(
+        segment: &Segment<'a>,
+        reader: &'a Reader,
+        tasks: &'a TaskSet,
+        resume: Option<&Path>,
+    ) -> Result<Self, ScienceError> {
         let Segment { seed, data, lora, train, .. } = *segment;
-        let model = &reader.model;
-        let digest = models::digest(segment.model)?;
-        let run = Identity::new(seed, digest, data, lora, model.config().layers);
-        let optimizer = &train.optimizer;
+        let config = reader.model.config();
+        let run = Identity::new(seed, models::digest(segment.model)?, data, lora, config.layers);
         let (step, adapters, optimizer) = match resume {
             None => {
-                let adapters = Adapters::fresh(model, lora, seed)?.trainable()?;
-                let optimizer = Optimizer::new(optimizer, train.clip_norm, adapters.parameters())?;
+                let adapters = Adapters::fresh(&reader.model, lora, seed)?.trainable()?;
+                let optimizer = Optimizer::new(&train.optimizer, train.clip_norm, adapters.parameters())?;
                 (0, adapters, optimizer)
             }
-            Some(path) => {
-                let saved = checkpoint::read_resume(path, &run, model)?;
-                let step = saved.header.step;
-                if !(segment.from..segment.to).contains(&step) {
-                    let reason = format!("is at step {step}, outside the segment {} to {}", segment.from, segment.to);
-                    return Err(ScienceError::BadCheckpoint { path: path.to_owned(), reason });
-                }
-                let optimizer = Optimizer::with_moments(optimizer, train.clip_norm, saved.moments);
-                (step, saved.adapters.trainable()?, optimizer)
-            }
+            Some(path) => resumed(segment, &reader.model, &run, path)?,
         };
-        let tasks = TaskSet::load(data, seed)?;
-        let prompts = Prompts::new(&tasks, data, &reader.tokenizer, model.config().context, seed)?;
-        let examples = Examples::new(&prompts, tasks.tasks().len(), train, seed)?;
+        let prompts = Prompts::new(tasks, data, &reader.tokenizer, config.context, seed)?;
+        let examples = Examples::new(prompts, tasks.tasks().len(), train, seed);
         Ok(Self { segment: *segment, reader, run, examples, adapters, optimizer, step, last_loss: None })
     }
+}
+
+impl Trainer<'_> {
+    /// The cross-entropy of who finds all tokens equally likely.
+    fn blind_loss(&self) -> f64 {
+        (self.reader.model.config().vocabulary as f64).ln()
+    }
+}
+
+/// The state in a resume checkpoint, which must be at a step in [from, to).
+fn resumed(
+    segment: &Segment<'_>,
+    model: &LanguageModel,
+    run: &Identity,
+    path: &Path,
+) -> Result<(u64, Adapters, Optimizer), ScienceError> {
+    let Saved { header, adapters, moments } = checkpoint::read_resume(path, run, model)?;
+    if !(segment.from..segment.to).contains(&header.step) {
+        let Segment { from, to, .. } = segment;
+        let reason = format!("is at step {}, outside the segment {from} to {to}", header.step);
+        return Err(ScienceError::BadCheckpoint { path: path.to_owned(), reason });
+    }
+    let TuneSpec { optimizer, clip_norm, .. } = segment.train;
+    Ok((header.step, adapters.trainable()?, Optimizer::with_moments(optimizer, *clip_norm, moments)))
 }
 
 impl Training for Trainer<'_> {
@@ -117,13 +138,13 @@ impl Training for Trainer<'_> {
     fn advance(&mut self) -> Result<f64, ScienceError> {
         let Segment { seed, lora, train, .. } = self.segment;
         let step = self.step + 1;
-        let batch = self.examples.batch(step, train.batch);
+        let batch = self.examples.batch(step)?;
         let dropout = DropoutAt { probability: lora.dropout, seed, update: step };
         let pieces = train.accumulate as usize;
         let found = gradients(&self.reader.model, &self.adapters, &batch, pieces, Some(dropout))?;
         let diverged = |what| ScienceError::Diverged { step, what, last_loss: self.last_loss };
-        if !found.loss.is_finite() {
-            return Err(diverged("loss is not finite"));
+        if let Some(what) = course::divergence(found.loss, self.blind_loss(), EXPLODED) {
+            return Err(diverged(what));
         }
         let rate = train.learning_rate(step);
         let norm = self.optimizer.update(self.adapters.parameters(), &found.stored(&self.adapters), rate, step)?;

@@ -14,9 +14,11 @@
 //! correctly rounded operations only (see [`normal_pair`]), so that another implementation can match them bit for bit.
 
 mod normal;
+mod permutation;
 mod philox;
 
 pub use normal::normal_pair;
+pub use permutation::permuted;
 pub use philox::philox4x32_10;
 
 /// What the numbers are for. The values are part of every result: they never change.

@@ -22,8 +22,6 @@ pub use error::{Fault, Faults, Merged, PromptError, TaskError};
 pub use prompt::{Prompt, Prompts, Series};
 pub use split::Split;
 
-pub(crate) use draw::shuffled;
-
 use std::collections::BTreeSet;
 use taskvec_model::spec::{Corpus, Family, NaturalSpec};
 

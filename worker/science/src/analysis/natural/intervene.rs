@@ -10,7 +10,7 @@
 //! a prompt go on from there together.
 
 use super::{
-    Meter, Reader, TOKENS, answers, cuts, measure,
+    Meter, Reader, TOKENS, answers, cuts, limits, measure,
     pass::{self, Begun},
     states::{self, States},
 };
@@ -52,7 +52,10 @@ pub fn run(reader: &Reader, asked: Asked<'_>, sink: &mut dyn Sink) -> Result<Met
     let prompts = Prompts::new(&tasks, asked.data, &reader.tokenizer, reader.model.config().context, asked.seed)?;
     let names: Vec<String> = tasks.tasks().iter().map(|t| t.name.clone()).collect();
     let pairs = analysis::pairs(&names, &asked.spec.pairs)?;
-    let layers = match asked.spec.layers.resolve(reader.model.config().layers as u32) {
+    let layers = asked.spec.layers.resolve(reader.model.config().layers as u32);
+    let patched = layers.as_ref().map_or(1, Vec::len) * pairs.len();
+    limits::rows(patched as u64 * u64::from(asked.spec.replicates), "layers × pairs × replicates")?;
+    let layers = match layers {
         Some(layers) => layers,
         None => vec![best_layer(reader, asked, sink)?],
     };

@@ -7,11 +7,13 @@
 //! | pairwise TD | the same | the same among the prompts of two tasks |
 //! | lens | residual stream before the answer | first token of the right answer under final norm and unembedding |
 
-use super::{Meter, Reader, TOKENS, all_tasks, answers, cuts, lens::Lenses, pass, states::States};
+use super::{Meter, Reader, TOKENS, all_tasks, answers, cuts, lens::Lenses, limits, pass, states::States};
 use crate::{
     ScienceError, Sink,
     analysis::{decode::Decoder, stats::Summary, td::halves},
     hook::{Capture, Chain, HookPoint},
+    load::Room,
+    model::language::Config,
     task::{Prompt, Prompts, TaskSet},
 };
 use taskvec_model::{
@@ -42,11 +44,12 @@ impl Asked<'_> {
 /// Measures a model.
 ///
 /// # Errors
-/// Tasks that cannot be read, prompts that cannot be made or are too long, states that are not finite,
-/// [`ScienceError::Stopped`] when the sink asks for it.
+/// Tasks that cannot be read, or so many that results or states would be too many; prompts that cannot be made or are too
+/// long; states that are not finite; [`ScienceError::Stopped`] when the sink asks for it.
 pub fn run(reader: &Reader, asked: Asked<'_>, sink: &mut dyn Sink) -> Result<Metrics, ScienceError> {
     let tasks = TaskSet::load(asked.data, asked.seed)?;
-    let context = reader.model.config().context;
+    let Config { context, layers, width, .. } = *reader.model.config();
+    limits::measurement(&asked, tasks.tasks().len(), layers as u32, width, Room::cpu().bytes)?;
     let prompts = Prompts::new(&tasks, asked.data, &reader.tokenizer, context, asked.seed)?;
     let all = all_tasks(&prompts, tasks.tasks().len(), asked.shots, asked.prompts_per_task())?;
     let mut found = Found::new(reader, asked, tasks.tasks().len());

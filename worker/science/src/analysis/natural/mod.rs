@@ -7,6 +7,7 @@
 mod answers;
 pub mod intervene;
 mod lens;
+mod limits;
 pub mod measure;
 mod pass;
 mod states;
@@ -28,7 +29,7 @@ pub struct Reader {
 
 /// Tokens that go through a model together, at most, unless one prompt alone has more: enough to keep the products busy,
 /// and few enough for their activations to stay small.
-const TOKENS: usize = 2048;
+pub(crate) const TOKENS: usize = 2048;
 
 /// Prompts of all tasks with the same number of shots: `each` of every task, task after task.
 fn all_tasks(prompts: &Prompts<'_>, tasks: usize, shots: u32, each: u32) -> Result<Vec<Prompt>, ScienceError> {
