@@ -1,6 +1,7 @@
 //! What can go wrong in a job, and whether another try could help.
 
 use crate::{
+    load::LoadError,
     task::{PromptError, TaskError},
     tokenizer::TokenizerError,
 };
@@ -37,7 +38,7 @@ pub enum ScienceError {
     Selftest(u32),
 
     #[error(transparent)]
-    Load(#[from] crate::load::LoadError),
+    Load(#[from] LoadError),
 
     /// A file that a command was given.
     #[error("{}: {reason}", .path.display())]
@@ -94,6 +95,8 @@ pub enum ScienceError {
 impl ScienceError {
     pub fn retry(&self) -> Retry {
         match self {
+            // A disk or a memory that fails now may do later, and elsewhere; a file that is wrong stays so.
+            Self::Load(LoadError::Io { .. } | LoadError::Tensor(_)) => Retry::Allowed,
             Self::Diverged { .. }
             | Self::BadCheckpoint { .. }
             | Self::MissingInput(_)
@@ -124,4 +127,20 @@ fn asked_layers(layers: LoraLayers) -> String {
 
 fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_disk_is_tried_again_and_a_wrong_file_is_not() {
+        let path = || PathBuf::from("model.safetensors");
+        let source = std::io::Error::other("input/output error");
+        assert_eq!(ScienceError::from(LoadError::Io { path: path(), source }).retry(), Retry::Allowed);
+        let memory = candle_core::Error::Msg("out of memory".to_owned());
+        assert_eq!(ScienceError::from(LoadError::Tensor(memory)).retry(), Retry::Allowed);
+        let wrong = LoadError::BadFile { path: path(), reason: "is cut short".to_owned() };
+        assert_eq!(ScienceError::from(wrong).retry(), Retry::Never);
+    }
 }
