@@ -289,6 +289,27 @@ Examples:
   taskvec model forward --model checkpoint-7.safetensors --input sequences.json -o states.safetensors"
     )]
     Forward(ModelForward),
+    /// Fetch a model from the HuggingFace hub into its cache on this machine
+    #[command(
+        after_help = "Fetched is what is read here: config.json, the tokenizer, and the weights as safetensors. Sweeps then name the
+model as OWNER/NAME. What was broken off goes on where it stopped.
+Environment, as of HuggingFace's own tools: HF_HUB_CACHE or HF_HOME (where to), HF_TOKEN (for what is not
+public), HF_ENDPOINT (another hub), HF_HUB_OFFLINE=1 (fetch nothing).
+Examples:
+  taskvec model fetch HuggingFaceTB/SmolLM2-135M
+  taskvec model fetch allenai/OLMo-1B-hf --revision 'step1*000-*'"
+    )]
+    Fetch(ModelFetch),
+}
+
+#[derive(Args)]
+pub struct ModelFetch {
+    /// The model's name on the hub
+    #[arg(value_name = "OWNER/NAME")]
+    pub model: String,
+    /// A branch, a tag or a commit; with `*` or `?` all branches and tags that match. Default: main
+    #[arg(long)]
+    pub revision: Option<String>,
 }
 
 #[derive(Args)]

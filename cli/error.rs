@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use taskvec_agent::AgentError;
+use taskvec_hub::HubError;
 use taskvec_science::ScienceError;
 use taskvec_server::ServerError;
 
@@ -23,6 +24,8 @@ pub enum CliError {
     Worker(#[from] AgentError),
     #[error(transparent)]
     Science(#[from] ScienceError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
 }
 
 pub const START_ONE: &str = "  start one with `taskvec up` or `taskvec server start`, or name it with --server (TASKVEC_SERVER); \
@@ -40,6 +43,9 @@ impl CliError {
             Self::Server(_) | Self::Science(ScienceError::Tensor(_)) => 1,
             // A model or an input that cannot be used.
             Self::Science(_) => 2,
+            Self::Hub(HubError::Disk { .. }) => 1,
+            Self::Hub(error) if error.is_passing() => 1,
+            Self::Hub(_) => 2,
         }
     }
 

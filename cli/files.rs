@@ -1,9 +1,15 @@
 //! Models and data as this process sees them, for planning.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+};
 use taskvec_model::spec::{Family, ModelIdentity};
-use taskvec_science::{load, task};
-use taskvec_sweep::Files;
+use taskvec_science::{
+    load::{self, LoadError},
+    task::{self, TaskError},
+};
+use taskvec_sweep::{Files, Unseen};
 
 /// What this process can look at.
 pub fn seen() -> Arc<dyn Files + Send + Sync> {
@@ -15,54 +21,72 @@ pub fn seen() -> Arc<dyn Files + Send + Sync> {
 struct Here;
 
 impl Files for Here {
-    fn model(&self, path: &str, revision: Option<&str>) -> Result<ModelIdentity, String> {
-        load::identify(path, revision).map_err(|e| e.to_string())
+    fn model(&self, path: &str, revision: Option<&str>) -> Result<ModelIdentity, Unseen> {
+        load::identify(path, revision).map_err(|e| of_model(&e))
     }
 
-    fn revisions(&self, path: &str, pattern: &str) -> Result<Vec<String>, String> {
-        load::revisions(path, pattern).map_err(|e| e.to_string())
+    fn revisions(&self, path: &str, pattern: &str) -> Result<Vec<String>, Unseen> {
+        load::revisions(path, pattern).map_err(|e| of_model(&e))
     }
 
-    fn data(&self, family: &Family) -> Result<Family, String> {
-        task::identify(family).map_err(|e| e.to_string())
+    fn data(&self, family: &Family) -> Result<Family, Unseen> {
+        task::identify(family).map_err(|e| match &e {
+            TaskError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Unseen::Absent(e.to_string())
+            }
+            _ => Unseen::Unusable(e.to_string()),
+        })
     }
 }
 
-/// Passes questions on, and remembers the first that had no answer: a client may plan where the models are not.
+fn of_model(error: &LoadError) -> Unseen {
+    match error.is_absent() {
+        true => Unseen::Absent(error.to_string()),
+        false => Unseen::Unusable(error.to_string()),
+    }
+}
+
+/// Passes questions on, and remembers the first about something that is not here, for a client may plan where the models
+/// are not; and whether something is here and of no use, which it is everywhere.
 #[derive(Debug)]
 pub struct Noting<'a> {
     files: &'a dyn Files,
-    missing: RefCell<Option<String>>,
+    absent: RefCell<Option<String>>,
+    unusable: Cell<bool>,
 }
 
 impl<'a> Noting<'a> {
     pub fn new(files: &'a dyn Files) -> Self {
-        Self { files, missing: RefCell::new(None) }
+        Self { files, absent: RefCell::new(None), unusable: Cell::new(false) }
     }
 
-    /// Why the first question had no answer; none where all had one.
-    pub fn missing(self) -> Option<String> {
-        self.missing.into_inner()
+    /// The first that is not here, where nothing worse was seen.
+    pub fn absent(self) -> Option<String> {
+        self.absent.into_inner().filter(|_| !self.unusable.get())
     }
 
-    fn note<T>(&self, answer: Result<T, String>) -> Result<T, String> {
-        if let Err(why) = &answer {
-            self.missing.borrow_mut().get_or_insert_with(|| why.clone());
+    fn note<T>(&self, answer: Result<T, Unseen>) -> Result<T, Unseen> {
+        match &answer {
+            Ok(_) => {}
+            Err(Unseen::Absent(why)) => {
+                self.absent.borrow_mut().get_or_insert_with(|| why.clone());
+            }
+            Err(Unseen::Unusable(_)) => self.unusable.set(true),
         }
         answer
     }
 }
 
 impl Files for Noting<'_> {
-    fn model(&self, path: &str, revision: Option<&str>) -> Result<ModelIdentity, String> {
+    fn model(&self, path: &str, revision: Option<&str>) -> Result<ModelIdentity, Unseen> {
         self.note(self.files.model(path, revision))
     }
 
-    fn revisions(&self, path: &str, pattern: &str) -> Result<Vec<String>, String> {
+    fn revisions(&self, path: &str, pattern: &str) -> Result<Vec<String>, Unseen> {
         self.note(self.files.revisions(path, pattern))
     }
 
-    fn data(&self, family: &Family) -> Result<Family, String> {
+    fn data(&self, family: &Family) -> Result<Family, Unseen> {
         self.note(self.files.data(family))
     }
 }

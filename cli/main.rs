@@ -6,6 +6,7 @@ mod command;
 mod config;
 mod error;
 mod files;
+mod hub;
 mod live;
 mod output;
 mod report;

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Workspace crate → workspace crates that it may use.
-const ROOMS: [(&str, &[&str]); 10] = [
+const ROOMS: [(&str, &[&str]); 11] = [
     ("taskvec-model", &[]),
     ("taskvec-kernels", &[]),
     ("taskvec-sweep", &["taskvec-model"]),
@@ -16,20 +16,31 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("taskvec-sched", &["taskvec-model"]),
     ("taskvec-store", &["taskvec-model"]),
     ("taskvec-science", &["taskvec-model", "taskvec-kernels"]),
-    ("taskvec-agent", &["taskvec-model", "taskvec-science", "taskvec-wire"]),
+    ("taskvec-hub", &[]),
+    ("taskvec-agent", &["taskvec-hub", "taskvec-model", "taskvec-science", "taskvec-wire"]),
     ("taskvec-server", &["taskvec-model", "taskvec-sched", "taskvec-store", "taskvec-sweep", "taskvec-wire"]),
     (
         "taskvec",
-        &["taskvec-agent", "taskvec-model", "taskvec-science", "taskvec-server", "taskvec-sweep", "taskvec-wire"],
+        &[
+            "taskvec-agent",
+            "taskvec-hub",
+            "taskvec-model",
+            "taskvec-science",
+            "taskvec-server",
+            "taskvec-sweep",
+            "taskvec-wire",
+        ],
     ),
 ];
 
 /// Outside crate → workspace crates that may use it.
-const OUTSIDE: [(&str, &[&str]); 4] = [
+const OUTSIDE: [(&str, &[&str]); 6] = [
     ("sqlx", &["taskvec-store"]),
     ("tonic", &["taskvec-wire", "taskvec-server", "taskvec-agent", "taskvec"]),
     ("tokio", &["taskvec-store", "taskvec-server", "taskvec-agent", "taskvec"]),
     ("candle-core", &["taskvec-kernels", "taskvec-science"]),
+    ("ureq", &["taskvec-hub"]),
+    ("hf-hub", &["taskvec-hub"]),
 ];
 
 fn root() -> PathBuf {

@@ -6,22 +6,24 @@ use crate::{
     client::{Address, Client},
     config::DEFAULT_DATA,
     error::CliError,
-    live, report,
+    hub, live, report,
     stack::{Options, Stack},
 };
 use std::{
     path::{Path, PathBuf},
     time::Instant,
 };
+use taskvec_model::plan::Plan;
 
 pub async fn run(global: &Global, args: Local) -> Result<(), CliError> {
-    let yaml = sweep::read(&args.sweep)?;
+    let (yaml, plan) = sweep::read(&args.sweep)?;
+    fetched(plan.clone()).await?;
     let data = global.data.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_DATA));
     eprintln!("taskvec: starting the database, the server and {} workers in {} …", args.workers, data.display());
     let mut stack = Stack::start(&data, Options::with_workers(args.workers)).await?;
     let how = up::how_to_reach(&stack, &data);
     let worked = tokio::select! {
-        worked = work(stack.address(), &args, yaml, &data, &how) => worked,
+        worked = work(stack.address(), &args, (yaml, &plan), &data, &how) => worked,
         () = stack.out_of_workers() => Err(CliError::Failed(format!(
             "every worker died again and again; their logs are in {}",
             data.join("logs").display()
@@ -36,10 +38,16 @@ pub async fn run(global: &Global, args: Local) -> Result<(), CliError> {
     stack.stop().await.and(worked)
 }
 
-async fn work(address: Address, args: &Local, yaml: String, data: &Path, how: &str) -> Result<(), CliError> {
+/// Models of the hub that the sweep names and that are not here. This may take long, and needs no stack.
+async fn fetched(plan: Plan) -> Result<(), CliError> {
+    let fetching = tokio::task::spawn_blocking(move || hub::fetch_missing(&plan));
+    fetching.await.unwrap_or_else(|e| Err(CliError::Failed(format!("fetching models ended early: {e}"))))
+}
+
+async fn work(address: Address, args: &Local, sweep: (String, &Plan), data: &Path, how: &str) -> Result<(), CliError> {
     let client = Client::at(address).await?.of(data);
     let began = Instant::now();
-    let sweep_id = submit_or_continue(&client, &args.sweep, yaml).await?;
+    let sweep_id = submit_or_continue(&client, &args.sweep, sweep).await?;
     let outcome = live::watch(&client, sweep_id).await;
     let found = report::collect(&client, sweep_id).await?;
     println!("{}\n", report::summary(&found));
@@ -60,9 +68,7 @@ async fn work(address: Address, args: &Local, yaml: String, data: &Path, how: &s
 }
 
 /// An interrupted `local` left its sweep unfinished: the same file goes on with that one.
-async fn submit_or_continue(client: &Client, file: &Path, yaml: String) -> Result<i64, CliError> {
-    let plan = taskvec_sweep::plan(&yaml, &file.display().to_string(), &taskvec_sweep::Limits::default())
-        .map_err(|faults| CliError::Usage(faults.to_string()))?;
+async fn submit_or_continue(client: &Client, file: &Path, (yaml, plan): (String, &Plan)) -> Result<i64, CliError> {
     let spec = plan.spec.to_string().replace('\'', "''");
     let unfinished = format!(
         "SELECT max(sweep_id) FROM results.sweeps WHERE state IN ('active', 'paused') AND spec = '{spec}'::jsonb"

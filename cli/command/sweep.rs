@@ -21,7 +21,7 @@ pub async fn run(global: &Global, args: SweepCommand) -> Result<(), CliError> {
     }
     // A bad file is refused before a server is looked for.
     let text = match &args {
-        SweepCommand::Submit { file, .. } => Some(read(file)?),
+        SweepCommand::Submit { file, .. } => Some(read(file)?.0),
         _ => None,
     };
     let client = Client::connect(global).await?;
@@ -59,11 +59,12 @@ async fn dispatch(client: &Client, args: SweepCommand, text: String) -> Result<(
     }
 }
 
-/// Reads and validates a sweep file, so that a bad one is refused with all its faults before anything else happens.
-pub fn read(file: &Path) -> Result<String, CliError> {
+/// Reads and validates a sweep file, so that a bad one is refused with all its faults before anything else happens. The
+/// plan is made without a look at models and data.
+pub fn read(file: &Path) -> Result<(String, Plan), CliError> {
     let text = std::fs::read_to_string(file).map_err(CliError::io(file))?;
-    validated(file, &text)?;
-    Ok(text)
+    let plan = validated(file, &text)?;
+    Ok((text, plan))
 }
 
 fn validated(file: &Path, text: &str) -> Result<Plan, CliError> {
@@ -75,12 +76,12 @@ fn not_valid(faults: taskvec_sweep::Faults) -> CliError {
 }
 
 /// The plan with the models and data that are here; where some are not, the plan without a look at any, and what is
-/// missing.
+/// missing. What is here and cannot be used is a fault, as it would be at the server.
 fn planned(file: &Path, text: &str, files: &dyn Files) -> Result<(Plan, Option<String>), CliError> {
     let blind = validated(file, text)?;
     let noting = Noting::new(files);
     let seen = taskvec_sweep::plan_with(text, &file.display().to_string(), &Limits::default(), &noting);
-    match (seen, noting.missing()) {
+    match (seen, noting.absent()) {
         (Ok(plan), _) => Ok((plan, None)),
         (Err(_), Some(missing)) => Ok((blind, Some(missing))),
         (Err(faults), None) => Err(not_valid(faults)),
@@ -214,25 +215,30 @@ async fn status(client: &Client, id: Id, format: Format) -> Result<(), CliError>
 mod tests {
     use super::*;
     use taskvec_model::spec::{Family, ModelIdentity};
+    use taskvec_sweep::Unseen;
 
     /// A model of four layers at `models/tiny`.
     #[derive(Debug)]
     struct Tiny;
 
     impl Files for Tiny {
-        fn model(&self, path: &str, _: Option<&str>) -> Result<ModelIdentity, String> {
+        fn model(&self, path: &str, _: Option<&str>) -> Result<ModelIdentity, Unseen> {
             let digest = taskvec_model::id::Digest([1; 32]);
             let (arch, heads, vocabulary) = ("llama".to_owned(), 2, 100);
             let (layers, width, parameters, context, step) = (4, 8, 4000, None, 0);
             let tiny = ModelIdentity { digest, arch, layers, width, heads, vocabulary, parameters, context, step };
-            if path == "models/tiny" { Ok(tiny) } else { Err(format!("{path} is not here")) }
+            match path {
+                "models/tiny" => Ok(tiny),
+                "models/broken" => Err(Unseen::Unusable(format!("{path} is cut short"))),
+                _ => Err(Unseen::Absent(format!("{path} is not here"))),
+            }
         }
 
-        fn revisions(&self, _: &str, _: &str) -> Result<Vec<String>, String> {
+        fn revisions(&self, _: &str, _: &str) -> Result<Vec<String>, Unseen> {
             Ok(Vec::new())
         }
 
-        fn data(&self, family: &Family) -> Result<Family, String> {
+        fn data(&self, family: &Family) -> Result<Family, Unseen> {
             Ok(family.clone())
         }
     }
@@ -252,6 +258,11 @@ mod tests {
         let (plan, missing) = planned(file, &evaluate("models/large", 40), &Tiny).unwrap();
         assert_eq!(missing.as_deref(), Some("models/large is not here"));
         assert_eq!((plan.jobs.len(), plan.jobs[0].flops), (3, 0.0));
+        let error = planned(file, &evaluate("models/broken", 4), &Tiny).unwrap_err();
+        assert!(error.to_string().contains("w.yaml:4:16: `model.path`: models/broken is cut short"), "{error}");
+        // Also where something else is merely not here.
+        let both = evaluate("models/large", 4) + "grid: { model.path: [models/large, models/broken] }\n";
+        assert!(planned(file, &both, &Tiny).unwrap_err().to_string().contains("is cut short"));
         let error = planned(file, &evaluate("models/tiny", 40), &Tiny).unwrap_err();
         assert!(error.to_string().contains("there is no layer 40"), "{error}");
     }

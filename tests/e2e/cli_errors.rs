@@ -65,6 +65,65 @@ fn wrong_usage_without_a_server() {
     insta::assert_snapshot!("without_a_server", out);
 }
 
+/// A folder with a copy of a model of the fixtures, to be damaged.
+fn copy_of(name: &str, into: &Path) {
+    std::fs::create_dir(into).expect("makes a folder");
+    for (file, bytes) in crate::fake_hub::files(&crate::forward::fixture("language").join(name)) {
+        std::fs::write(into.join(file), bytes).expect("writes");
+    }
+}
+
+/// Models that cannot be used, by their folder's name.
+fn damaged_models(dir: &Path) {
+    copy_of("llama", &dir.join("whole"));
+    copy_of("llama", &dir.join("unknown"));
+    let config = std::fs::read_to_string(dir.join("unknown/config.json")).expect("reads");
+    let config = config.replace("\"model_type\": \"llama\"", "\"model_type\": \"rwkv\"");
+    std::fs::write(dir.join("unknown/config.json"), config).expect("writes");
+    copy_of("llama", &dir.join("short"));
+    let weights = std::fs::File::options().write(true).open(dir.join("short/model.safetensors")).expect("opens");
+    weights.set_len(50_000).expect("cuts");
+    copy_of("llama_tied", &dir.join("shards"));
+    std::fs::remove_file(dir.join("shards/model-00002-of-00003.safetensors")).expect("removes");
+    std::fs::create_dir(dir.join("empty")).expect("makes a folder");
+}
+
+#[test]
+fn models_that_cannot_be_used() {
+    let dir = folder();
+    let at = dir.path();
+    damaged_models(at);
+    std::fs::write(at.join("ids.json"), r#"{"input_ids": [[1, 2, 3]]}"#).expect("writes");
+    std::fs::write(at.join("beyond.json"), r#"{"input_ids": [[1, 61]]}"#).expect("writes");
+    std::fs::write(at.join("broken.json"), r#"{"input_ids": [[1, 2], [3]]}"#).expect("writes");
+    let mut out = String::new();
+    let mut run = |args: &[&str]| {
+        let mut command = taskvec();
+        // So that no cache of this machine is listed.
+        command.args(args).current_dir(at).env("HOME", at);
+        record(&mut out, &args.join(" "), &command.output().expect("it runs").into(), at);
+    };
+    for model in ["missing", "somebody/missing", "empty", "unknown", "short", "shards"] {
+        run(&["model", "forward", "--model", model, "--input", "ids.json", "-o", "out.safetensors"]);
+    }
+    for input in ["missing.json", "beyond.json", "broken.json"] {
+        run(&["model", "forward", "--model", "whole", "--input", input, "-o", "out.safetensors"]);
+    }
+    run(&["model", "forward", "--model", "whole", "--revision", "v2", "--input", "ids.json", "-o", "out.safetensors"]);
+    for model in ["short", "shards", "missing"] {
+        let sweep = format!(
+            "version: 1\nname: w\nkind: evaluate\nmodel: {{ path: {model} }}\ndata: {{ family: bitwise }}\n\
+             analyses: [{{ kind: icl }}]\n"
+        );
+        std::fs::write(at.join("sweep.yaml"), sweep).expect("writes");
+        run(&["sweep", "plan", "sweep.yaml"]);
+    }
+    run(&["model", "fetch", "gpt2"]);
+    run(&["model", "fetch", "somebody/missing"]);
+    assert!(!at.join("out.safetensors").exists());
+    insta::assert_snapshot!("models", out);
+}
+
 #[test]
 fn wrong_usage_of_a_server() {
     let stack = Stack::start(0);

@@ -2,7 +2,11 @@
 
 mod cli_errors;
 mod failures;
+#[path = "../../worker/hub/tests/fake/mod.rs"]
+mod fake_hub;
 mod faults;
+mod forward;
+mod hub;
 mod identical;
 mod language;
 mod local;

@@ -23,6 +23,8 @@ pub struct Stack {
     port: u16,
     /// The server has a certificate for `localhost`, and clients trust it.
     tls: bool,
+    /// Set for the processes that are started from now on.
+    environment: Vec<(&'static str, String)>,
     server: Option<Child>,
     workers: Vec<Option<Child>>,
 }
@@ -57,8 +59,14 @@ fn with_environment(mut command: Command) -> Command {
     for name in ["TASKVEC_SERVER", "TASKVEC_TOKEN", "TASKVEC_DATA", "TASKVEC_TLS_CA", "DATABASE_URL", "RUST_LOG"] {
         command.env_remove(name);
     }
+    for name in ["HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH"] {
+        command.env_remove(name);
+    }
     command
         .env("XDG_CONFIG_HOME", "/nonexistent")
+        // No test asks the real hub.
+        .env("HF_HOME", "/nonexistent")
+        .env("HF_HUB_OFFLINE", "1")
         .env("COLUMNS", "200")
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null());
@@ -104,7 +112,17 @@ impl Stack {
     }
 
     fn new(tls: bool) -> Self {
-        Self { dir: folder(), port: free_port(), tls, server: None, workers: Vec::new() }
+        Self { dir: folder(), port: free_port(), tls, environment: Vec::new(), server: None, workers: Vec::new() }
+    }
+
+    /// Nothing runs yet.
+    pub fn idle() -> Self {
+        Self::new(false)
+    }
+
+    /// Of server and workers that are started from now on.
+    pub fn set_environment(&mut self, environment: &[(&'static str, String)]) {
+        self.environment = environment.to_vec();
     }
 
     pub fn data(&self) -> PathBuf {
@@ -128,6 +146,7 @@ impl Stack {
         if self.tls {
             command.arg("--tls-cert").arg(tls_file("certificate.pem")).arg("--tls-key").arg(tls_file("key.pem"));
         }
+        command.envs(self.environment.iter().cloned());
         self.server =
             Some(command.stdout(Stdio::null()).stderr(self.log("server")).spawn().expect("the server starts"));
         self.wait_for("the server", |s| {
@@ -146,7 +165,7 @@ impl Stack {
             command.arg("--data").arg(self.data());
         }
         command.arg("--scratch").arg(self.dir.path().join(format!("w{index}")));
-        command.env("RAYON_NUM_THREADS", "1");
+        command.env("RAYON_NUM_THREADS", "1").envs(self.environment.iter().cloned());
         let log = self.log(&format!("w{index}"));
         self.workers.push(Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the worker starts")));
         index

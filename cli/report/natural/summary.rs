@@ -2,7 +2,7 @@
 
 use super::State;
 use crate::report::{patches, short};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeSet;
 use taskvec_model::table::Table;
 

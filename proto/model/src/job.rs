@@ -79,6 +79,21 @@ impl JobWork {
             Self::Selftest { .. } => JobKind::Selftest,
         }
     }
+
+    /// The pretrained model that the job is about, where there is one.
+    pub fn pretrained(&self) -> Option<&PretrainedSpec> {
+        match self {
+            Self::Measure { model, .. }
+            | Self::Finetune { model, .. }
+            | Self::Intervene { subject: Subject::Language { model, .. }, .. } => Some(model),
+            Self::Intervene { subject: Subject::Synthetic { .. }, .. }
+            | Self::Train { .. }
+            | Self::Baselines { .. }
+            | Self::Icl { .. }
+            | Self::Td { .. }
+            | Self::Selftest { .. } => None,
+        }
+    }
 }
 
 /// Most rows of metrics that one job may give: they travel in one message.

@@ -28,7 +28,7 @@ mod tree;
 
 pub use cost::{Estimate, KindEstimate, estimate};
 pub use fault::{Fault, Faults, Mark};
-pub use files::{Files, NoFiles};
+pub use files::{Files, NoFiles, Unseen};
 pub use key::{Input, canonical_json, finetune_trajectory, job_key, trajectory};
 pub use schema::{KeyDoc, keys, reference};
 

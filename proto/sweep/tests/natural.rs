@@ -14,7 +14,7 @@ use taskvec_model::{
         PatchPairs, PatchPositions, RunSpec, Schedule, Site, Template,
     },
 };
-use taskvec_sweep::{Limits, NoFiles, estimate, plan_with};
+use taskvec_sweep::{Limits, NoFiles, Unseen, estimate, plan_with};
 use words::{EVALUATE, FINETUNE, blind, changed, seen};
 
 #[test]
@@ -251,14 +251,14 @@ fn each_model_is_looked_at_once_a_plan() {
     #[derive(Debug, Default)]
     struct Counting(std::cell::Cell<u32>);
     impl taskvec_sweep::Files for Counting {
-        fn model(&self, path: &str, revision: Option<&str>) -> Result<taskvec_model::spec::ModelIdentity, String> {
+        fn model(&self, path: &str, revision: Option<&str>) -> Result<taskvec_model::spec::ModelIdentity, Unseen> {
             self.0.set(self.0.get() + 1);
             taskvec_sweep::Files::model(&Told, path, revision)
         }
-        fn revisions(&self, _: &str, _: &str) -> Result<Vec<String>, String> {
+        fn revisions(&self, _: &str, _: &str) -> Result<Vec<String>, Unseen> {
             Ok(Vec::new())
         }
-        fn data(&self, family: &Family) -> Result<Family, String> {
+        fn data(&self, family: &Family) -> Result<Family, Unseen> {
             Ok(family.clone())
         }
     }
@@ -267,4 +267,38 @@ fn each_model_is_looked_at_once_a_plan() {
     let yaml = format!("{EVALUATE}grid: {{ seed: [{}], model.path: [models/tiny, models/copy] }}\n", seeds.join(", "));
     let plan = plan_with(&yaml, "many.yaml", &Limits::default(), &counting).unwrap();
     assert_eq!((plan.runs.len(), counting.0.get()), (400, 2));
+}
+
+/// Answers every question with several lines.
+#[derive(Debug)]
+struct Verbose;
+
+impl taskvec_sweep::Files for Verbose {
+    fn model(&self, _: &str, _: Option<&str>) -> Result<taskvec_model::spec::ModelIdentity, Unseen> {
+        Err(Unseen::Unusable("the model is:\n  cut short\n\nfetch it again\n".to_owned()))
+    }
+
+    fn revisions(&self, _: &str, _: &str) -> Result<Vec<String>, Unseen> {
+        Err(Unseen::Absent("no revisions\r\nplace them".to_owned()))
+    }
+
+    fn data(&self, _: &Family) -> Result<Family, Unseen> {
+        Err(Unseen::Unusable("rows.csv:3: no tab\nrows.csv:4: no tab".to_owned()))
+    }
+}
+
+#[test]
+fn an_answer_of_several_lines_is_one_fault_in_one_line() {
+    let faults = |yaml: &str| {
+        let faults = plan_with(yaml, "w.yaml", &Limits::default(), &Verbose).unwrap_err();
+        assert_eq!(faults.to_string().lines().count(), faults.len(), "{faults}");
+        faults.to_string()
+    };
+    let pairs = EVALUATE.replace("family: bitwise", "family: pairs, file: rows.csv");
+    assert_ne!(pairs, EVALUATE);
+    let text = faults(&pairs);
+    assert!(text.contains("`model.path`: the model is: cut short; fetch it again"), "{text}");
+    assert!(text.contains("rows.csv:3: no tab; rows.csv:4: no tab"), "{text}");
+    let text = faults(&format!("{EVALUATE}grid: {{ model.revision: [\"step*\"] }}\n"));
+    assert!(text.ends_with("`model.revision`: no revisions; place them"), "{text}");
 }

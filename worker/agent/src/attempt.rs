@@ -6,6 +6,7 @@ use crate::{
     cache::Pinned,
     control::{Control, Rate, Wish},
     log::AttemptLog,
+    models,
     sink::{AttemptSink, Kept, Upload},
     slots::{Panicked, Slot, Slots},
     spool::Spool,
@@ -198,7 +199,7 @@ impl Life {
         self.conclude(computed)
     }
 
-    /// Fetches the inputs, then waits for a slot.
+    /// Fetches the inputs and the model, then waits for a slot.
     async fn prepare(&self) -> Result<Prepared, Failure> {
         let mut inputs = Inputs::default();
         let mut pins = Vec::new();
@@ -213,6 +214,7 @@ impl Life {
             }
             pins.push(file);
         }
+        models::bring(&self.assignment.work, &self.log).await?;
         let slot = self.workshop.slots.take().await.map_err(|e| retryable(e.to_string()))?;
         Ok(Prepared { inputs, pins, slot })
     }

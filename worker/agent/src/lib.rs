@@ -2,9 +2,10 @@
 //! makes sure that no finished work is lost on the way back.
 //!
 //! [`agent`](self) is organised around one decider (`agent.rs`) that hears from the connection (`link.rs`), from the
-//! attempts (`attempt.rs`) and from the operating system. An attempt fetches its inputs (`blobs.rs`, `cache.rs`), computes
-//! in a slot (`slots.rs`, `sink.rs`), uploads its checkpoints meanwhile and leaves its outcome in the `spool.rs`, where it
-//! stays until the server has answered. Losing the connection changes nothing for what is being computed.
+//! attempts (`attempt.rs`) and from the operating system. An attempt fetches its inputs (`blobs.rs`, `cache.rs`) and its
+//! model (`models.rs`), computes in a slot (`slots.rs`, `sink.rs`), uploads its checkpoints meanwhile and leaves its
+//! outcome in the `spool.rs`, where it stays until the server has answered. Losing the connection changes nothing for what
+//! is being computed.
 //!
 //! A worker on a data folder whose last process was killed takes over that process' identity and unconfirmed outcomes.
 
@@ -20,6 +21,7 @@ mod data_dir;
 mod error;
 mod link;
 mod log;
+mod models;
 mod phase;
 mod sink;
 mod slots;

@@ -111,8 +111,9 @@ pub enum ScienceError {
 impl ScienceError {
     pub fn retry(&self) -> Retry {
         match self {
-            // Another worker may have more memory.
-            Self::Load(LoadError::NoRoom { .. }) | Self::NoRoomForStates { .. } => Retry::Allowed,
+            // Another worker may have more memory; a disk that fails now may do later. A file that is wrong stays so.
+            Self::Load(LoadError::NoRoom { .. } | LoadError::Io { .. } | LoadError::Tensor(_))
+            | Self::NoRoomForStates { .. } => Retry::Allowed,
             Self::Diverged { .. }
             | Self::BadCheckpoint { .. }
             | Self::MissingInput(_)
@@ -145,4 +146,20 @@ fn asked_layers(layers: LoraLayers) -> String {
 
 fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_disk_is_tried_again_and_a_wrong_file_is_not() {
+        let path = || PathBuf::from("model.safetensors");
+        let source = std::io::Error::other("input/output error");
+        assert_eq!(ScienceError::from(LoadError::Io { path: path(), source }).retry(), Retry::Allowed);
+        let memory = candle_core::Error::Msg("out of memory".to_owned());
+        assert_eq!(ScienceError::from(LoadError::Tensor(memory)).retry(), Retry::Allowed);
+        let wrong = LoadError::BadFile { path: path(), reason: "is cut short".to_owned() };
+        assert_eq!(ScienceError::from(wrong).retry(), Retry::Never);
+    }
 }

@@ -68,7 +68,12 @@ fn what_is_not_there_is_described() {
     let nowhere = || Files::find("somebody/some-model", None).map(drop);
     refused(
         nowhere(),
-        &["`somebody/some-model`", "config.json, tokenizer.json", "model.safetensors.index.json", "hf download"],
+        &[
+            "`somebody/some-model`",
+            "config.json, tokenizer.json",
+            "model.safetensors.index.json",
+            "taskvec model fetch",
+        ],
     );
     let folder = Folder::new();
     refused(find(&folder).map(drop), &["has no config.json", &folder.path().display().to_string()]);
@@ -245,7 +250,8 @@ fn the_hub_caches_folders_are_read() {
     let layers = |revision| Files::find(path, revision).map(|files| files.config().layers).unwrap();
     assert_eq!((layers(None), layers(Some("main")), layers(Some(commit)), layers(Some("step7"))), (3, 3, 3, 2));
     assert_eq!(revisions(path, "*").unwrap(), ["main", "step7"]);
-    refused(Files::find(path, Some("step8")).map(drop), &["no revision `step8`", "`main`, `step7`"]);
+    let fetch = "taskvec model fetch somebody/llama --revision 'step8'";
+    refused(Files::find(path, Some("step8")).map(drop), &["no revision `step8`", "`main`, `step7`", fetch]);
 }
 
 #[test]

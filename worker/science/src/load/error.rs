@@ -7,14 +7,17 @@ pub enum LoadError {
     #[error(
         "`{name}` is neither a file nor a folder here, and no copy of it is in {}. Place config.json, tokenizer.json and \
          model.safetensors (or model.safetensors.index.json with every shard it lists) in one folder and give its path; \
-         `hf download OWNER/NAME --local-dir DIR` writes them where there is a network", listed(.searched)
+         where there is a network, `taskvec model fetch OWNER/NAME` brings a model of the HuggingFace hub into that cache",
+        listed(.searched)
     )]
     NotFound { name: String, searched: Vec<PathBuf> },
 
-    #[error("{}: has no revision `{revision}`; it has {}", .path.display(), some_of(.known))]
+    #[error("{}: has no revision `{revision}`; it has {}{}", .path.display(), some_of(.known), fetched(.path, .revision))]
     NoRevision { path: PathBuf, revision: String, known: Vec<String> },
 
-    #[error("{}: no revision matches `{pattern}`; there are {}", .path.display(), some_of(.known))]
+    #[error(
+        "{}: no revision matches `{pattern}`; there are {}{}", .path.display(), some_of(.known), fetched(.path, .pattern)
+    )]
     NoMatch { path: PathBuf, pattern: String, known: Vec<String> },
 
     #[error("{}: {reason}", .path.display())]
@@ -71,6 +74,15 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Is there nothing at all where the model should be? Otherwise there is something that cannot be used.
+    pub fn is_absent(&self) -> bool {
+        match self {
+            Self::NotFound { .. } | Self::NoRevision { .. } | Self::NoMatch { .. } => true,
+            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { path: path.to_owned(), source }
     }
@@ -98,6 +110,19 @@ fn gigabytes(bytes: u64) -> String {
 fn of_rooms(rooms: &[(String, u64)]) -> String {
     let rooms: Vec<String> = rooms.iter().map(|(device, bytes)| format!("{} on {device}", gigabytes(*bytes))).collect();
     if rooms.is_empty() { "none of them on any device".to_owned() } else { rooms.join(", ") }
+}
+
+/// What to do for a revision of a model in a hub cache.
+fn fetched(path: &Path, revision: &str) -> String {
+    let folder = path.file_name().unwrap_or_default().to_string_lossy();
+    match folder.strip_prefix("models--").and_then(|name| name.split_once("--")) {
+        Some((owner, name)) => {
+            format!(
+                "; `taskvec model fetch {owner}/{name} --revision '{revision}'` brings what the HuggingFace hub has"
+            )
+        }
+        None => String::new(),
+    }
 }
 
 fn listed(paths: &[PathBuf]) -> String {

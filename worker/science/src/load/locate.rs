@@ -21,6 +21,11 @@ pub(super) fn folder(path: &str, revision: Option<&str>, caches: &[PathBuf]) -> 
     }
 }
 
+/// Is `path` a name on the hub (`owner/name`), and not that of something here?
+pub(super) fn is_hub_name(path: &str) -> bool {
+    hub_folder(path).is_some() && !Path::new(path).exists()
+}
+
 /// Revisions of a model whose names match `pattern` (`*` for any characters, `?` for one), by step and then by name.
 ///
 /// # Errors
@@ -62,11 +67,17 @@ fn root(path: &str, caches: &[PathBuf]) -> Result<PathBuf, LoadError> {
         let reason = "is a file of a kind that is not read here; name the folder with config.json".to_owned();
         return Err(LoadError::BadFolder { path: here.to_owned(), reason });
     }
-    let name = match path.split('/').collect::<Vec<_>>()[..] {
-        [owner, name] if !owner.is_empty() && !name.is_empty() => format!("models--{owner}--{name}"),
-        _ => return Err(missing()),
-    };
+    let name = hub_folder(path).ok_or_else(missing)?;
     caches.iter().map(|cache| cache.join(&name)).find(|dir| dir.is_dir()).ok_or_else(missing)
+}
+
+/// What a cache calls the folder of a hub name; none where `path` is no such name.
+fn hub_folder(path: &str) -> Option<String> {
+    let is_part = |part: &str| is_plain(part) && !part.starts_with(['.', '~']) && !part.contains('\0');
+    match path.split_once('/') {
+        Some((owner, name)) if is_part(owner) && is_part(name) => Some(format!("models--{owner}--{name}")),
+        _ => None,
+    }
 }
 
 /// Is this the folder of a model in a hub cache?

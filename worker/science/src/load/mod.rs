@@ -212,6 +212,21 @@ pub fn identify(path: &str, revision: Option<&str>) -> Result<ModelIdentity, Loa
     Files::find(path, revision)?.identity()
 }
 
+/// Is `path` a name on the hub, of which this machine has no whole copy (of this revision)? The headers of its weights are
+/// read, and nothing else.
+pub fn is_wanting(path: &str, revision: Option<&str>) -> bool {
+    if gguf::is_one(Path::new(path)) || !locate::is_hub_name(path) {
+        return false;
+    }
+    let folder = locate::folder(path, revision, &locate::hub_caches());
+    !folder.is_ok_and(|folder| folder.join("config.json").is_file() && Shards::open(&folder).is_ok())
+}
+
+/// Is `path` a name on the hub, and not that of something here?
+pub fn is_hub_name(path: &str) -> bool {
+    !gguf::is_one(Path::new(path)) && locate::is_hub_name(path)
+}
+
 /// Revisions of the model at `path` whose names match `pattern` (`*` stands for any characters, `?` for one), in the order
 /// of the pretraining steps they name.
 ///

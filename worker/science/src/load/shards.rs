@@ -227,6 +227,7 @@ impl Reader<'_> {
         let (place, shape) = (&self.shards.places[name], &self.shards.shapes[name]);
         let (path, file) = &self.shards.files[place.file];
         let convert: fn(&[u8], &mut [T]) = match place.dtype {
+            same if same == T::STORED => T::copy,
             Dtype::F64 => |bytes, out| each(bytes, out, |b| T::of(f64::from_le_bytes(b))),
             Dtype::F32 => |bytes, out| each(bytes, out, |b| T::of(f32::from_le_bytes(b).into())),
             Dtype::BF16 => |bytes, out| each(bytes, out, |b| T::of(bf16::from_le_bytes(b).into())),
@@ -257,18 +258,71 @@ impl Reader<'_> {
 
 /// An element of a tensor in memory.
 trait Value: WithDType {
+    /// What it is called in a file.
+    const STORED: Dtype;
+
     fn of(value: f64) -> Self;
+
+    /// From a file that has them as they are: nothing is converted.
+    fn copy(bytes: &[u8], out: &mut [Self]);
 }
 
-impl<T: WithDType> Value for T {
-    fn of(value: f64) -> Self {
-        T::from_f64(value)
-    }
+macro_rules! values {
+    ($($value:ty => $stored:ident),*) => {
+        $(impl Value for $value {
+            const STORED: Dtype = Dtype::$stored;
+
+            fn of(value: f64) -> Self {
+                Self::from_f64(value)
+            }
+
+            fn copy(bytes: &[u8], out: &mut [Self]) {
+                each(bytes, out, Self::from_le_bytes);
+            }
+        })*
+    };
 }
+
+values!(f64 => F64, f32 => F32, bf16 => BF16, f16 => F16);
 
 fn each<T, const N: usize>(bytes: &[u8], out: &mut [T], convert: impl Fn([u8; N]) -> T) {
     let (values, _) = bytes.as_chunks::<N>();
     for (out, value) in out.iter_mut().zip(values) {
         *out = convert(*value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One tensor `w` of two rows.
+    fn file(folder: &Path, dtype: &str, bytes: &[u8]) {
+        let elements = bytes.len() / 2 / if dtype == "F32" { 4 } else { 2 };
+        let header =
+            serde_json::json!({"w": {"dtype": dtype, "shape": [2, elements], "data_offsets": [0, bytes.len()]}});
+        let header = header.to_string();
+        let all = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), bytes].concat();
+        std::fs::write(folder.join(SINGLE), all).expect("writes");
+    }
+
+    /// By way of a wider type the payload of a signalling NaN would change.
+    #[test]
+    fn what_has_the_wanted_type_keeps_every_bit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let halves = [0x0001u16, 0x8000, 0x7f81, 0xff80, 0x3f80, 0x7fc1];
+        file(folder.path(), "BF16", &halves.map(u16::to_le_bytes).concat());
+        let read = |dtype, rows| {
+            let shards = Shards::open(folder.path()).expect("opens");
+            shards.reader(dtype, &Device::Cpu).read("w", rows).expect("reads").flatten_all().expect("flattens")
+        };
+        let bits = |rows| read(DType::BF16, rows).to_vec1::<bf16>().expect("values").into_iter().map(bf16::to_bits);
+        assert_eq!(bits(0..2).collect::<Vec<_>>(), halves);
+        assert_eq!(bits(1..2).collect::<Vec<_>>(), halves[3..]);
+        assert_eq!(read(DType::F32, 1..2).to_vec1::<f32>().expect("values")[..2], [f32::NEG_INFINITY, 1.0]);
+        let singles = [0x0000_0001u32, 0x7f80_0001, 0x8000_0000, 0x3f80_0001];
+        file(folder.path(), "F32", &singles.map(u32::to_le_bytes).concat());
+        let values = read(DType::F32, 0..2).to_vec1::<f32>().expect("values");
+        assert_eq!(values.into_iter().map(f32::to_bits).collect::<Vec<_>>(), singles);
     }
 }

@@ -13,23 +13,36 @@ use taskvec_kernels::Activation;
 pub(super) fn read(fields: &Fields<'_>) -> Result<(Config, Layout), LoadError> {
     only_what_olmo_1_has(fields)?;
     let (layers, width): (usize, usize) = (fields.required("n_layers")?, fields.required("d_model")?);
+    let bias = fields.or("include_bias", true)?;
+    let vocabulary = if fields.has("embedding_size") { "embedding_size" } else { "vocab_size" };
+    let config = Config {
+        arch: "olmo",
+        layers,
+        width,
+        vocabulary: fields.required(vocabulary)?,
+        context: Some(fields.or("max_sequence_length", 1024)?),
+        embedding: Embedding { scale: None, positions: false },
+        norm: NormConfig { kind: NormKind::LayerPlain, epsilon: fields.or("layer_norm_eps", 1e-5)? },
+        placement: Placement::Before,
+        mixer: MixerConfig::Attention(attention(fields, layers, width, bias)?),
+        mlp: Some(MlpConfig { inner: inner(fields, width)?, bias, kind: MlpKind::Gated(Activation::Silu) }),
+        unembedding: Unembedding { tied: fields.or("weight_tying", true)?, softcap: None },
+    };
+    Ok((config, Layout::OlmoOriginal))
+}
+
+fn attention(fields: &Fields<'_>, layers: usize, width: usize, bias: bool) -> Result<AttentionConfig, LoadError> {
     let heads: usize = fields.required("n_heads")?;
     if heads == 0 || width % heads != 0 {
         return Err(fields.bad(format!("`d_model` {width} is not a multiple of `n_heads` {heads}")));
     }
     let groups = match fields.optional("n_kv_heads")? {
         Some(groups) => groups,
-        None => {
-            if fields.or("multi_query_attention", false)? {
-                1
-            } else {
-                heads
-            }
-        }
+        None if fields.or("multi_query_attention", false)? => 1,
+        None => heads,
     };
-    let bias = fields.or("include_bias", true)?;
     let head = width / heads;
-    let attention = AttentionConfig {
+    Ok(AttentionConfig {
         heads,
         groups,
         head,
@@ -41,30 +54,16 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<(Config, Layout), LoadError> {
         softcap: None,
         windows: vec![None; layers],
         rotary: Some(RotaryConfig { base: fields.or("rope_theta", 10_000.0)?, scaling: RotaryScaling::None }),
-    };
-    // The width of gate and value together.
-    let fused = match fields.optional::<usize>("mlp_hidden_size")? {
-        Some(fused) => fused,
+    })
+}
+
+/// Width of the gate, and of the value beside it: the file has the width of both together.
+fn inner(fields: &Fields<'_>, width: usize) -> Result<usize, LoadError> {
+    let both = match fields.optional::<usize>("mlp_hidden_size")? {
+        Some(both) => both,
         None => fields.or("mlp_ratio", 4)? * width,
     };
-    let config = Config {
-        arch: "olmo",
-        layers,
-        width,
-        vocabulary: if fields.has("embedding_size") {
-            fields.required("embedding_size")?
-        } else {
-            fields.required("vocab_size")?
-        },
-        context: Some(fields.or("max_sequence_length", 1024)?),
-        embedding: Embedding { scale: None, positions: false },
-        norm: NormConfig { kind: NormKind::LayerPlain, epsilon: fields.or("layer_norm_eps", 1e-5)? },
-        placement: Placement::Before,
-        mixer: MixerConfig::Attention(attention),
-        mlp: Some(MlpConfig { inner: fused / 2, bias, kind: MlpKind::Gated(Activation::Silu) }),
-        unembedding: Unembedding { tied: fields.or("weight_tying", true)?, softcap: None },
-    };
-    Ok((config, Layout::OlmoOriginal))
+    Ok(both / 2)
 }
 
 /// The code had many switches; these are the positions in which the published models have them.
