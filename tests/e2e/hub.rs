@@ -1,9 +1,9 @@
 //! Models from a hub: fetched by hand, by `taskvec local`, and by the worker that needs one.
 
 use crate::{
-    fake_hub::{self, FakeHub, Files, Repository},
+    fake_hub::{self, FakeHub, Faults, Files, Repository},
     forward::{assert_as_transformers, fixture, inputs},
-    support::{Ran, Stack, folder, taskvec},
+    support::{LEASE_SECONDS, Ran, Stack, folder, taskvec},
 };
 use serde_json::json;
 use std::{
@@ -165,6 +165,56 @@ fn a_worker_fetches_the_model_that_it_lacks() {
         "{error}"
     );
     assert_eq!(rows[0]["attempts"], 1, "another try would not help");
+}
+
+/// The content of weights is held back, or comes.
+fn hold(hub: &FakeHub, hold: bool) {
+    hub.faults(Faults { held: hold.then(|| "model.safetensors".to_owned()), ..Faults::default() });
+}
+
+#[test]
+fn a_fetch_outlives_the_lease_and_ends_when_nobody_wants_it() {
+    let dir = folder();
+    let hub = FakeHub::with("somebody/tiny", repository(&[("main", tiny(1))]));
+    hub.state.lock().expect("the state").models.insert("somebody/other".to_owned(), repository(&[("main", tiny(2))]));
+    let (planner, worker) = (dir.path().join("planner"), dir.path().join("worker"));
+    for name in ["somebody/tiny", "somebody/other"] {
+        fetch(&hub, &planner, &[name]).ok();
+    }
+    let mut stack = Stack::idle();
+    stack.set_environment(&[("HF_HOME", planner.display().to_string())]);
+    stack.start_server();
+    stack.set_environment(&environment(&hub.endpoint(), &worker));
+    stack.start_worker();
+    hold(&hub, true);
+    stack.submit(&sweep(dir.path(), "somebody/tiny"));
+    let long = LEASE_SECONDS * 2.0;
+    let old = format!(
+        "SELECT count(*) FROM results.jobs WHERE state = 'running' AND started_at < now() - interval '{long} seconds'"
+    );
+    stack.wait_for("an attempt older than two leases", |stack| stack.one(&old).as_i64() > Some(0));
+    hold(&hub, false);
+    stack.wait().ok();
+    assert_eq!(stack.one("SELECT max(attempts) FROM results.jobs"), 1, "its lease was renewed");
+    // What a cancelled job was waiting for is not fetched to its end.
+    hold(&hub, true);
+    stack.submit(&sweep(dir.path(), "somebody/other"));
+    let asked = |hub: &FakeHub, path: &str| hub.asked().iter().filter(|asked| asked.path.starts_with(path)).count();
+    let before = asked(&hub, "/stored/somebody/other/");
+    stack.wait_for("the weights to be asked for", |_| asked(&hub, "/stored/somebody/other/") > before);
+    stack.client(&["sweep", "cancel", "last"]).ok();
+    // The worker has one slot: once it does something else, it has heard.
+    let work_on = |digits: u32| {
+        let file = sweep(dir.path(), "somebody/tiny");
+        let text = fs::read_to_string(&file).expect("reads").replace("digits: 2", &format!("digits: {digits}"));
+        fs::write(&file, text).expect("writes");
+        stack.submit(&file);
+        stack.wait().ok();
+    };
+    work_on(3);
+    hold(&hub, false);
+    work_on(4);
+    assert!(!worker.join("hub/models--somebody--other/refs/main").exists());
 }
 
 fn local(dir: &Path, hub: &str) -> Ran {

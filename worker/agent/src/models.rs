@@ -85,3 +85,33 @@ fn failure(spec: &PretrainedSpec, error: &HubError) -> Failure {
     let missing = missing.unwrap_or_else(|| format!("{} could not be fetched", spec.path));
     Failure { retry, reason: format!("{missing}. Fetching it failed: {error}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use taskvec_model::spec::FloatType;
+
+    #[test]
+    fn only_a_network_that_fails_is_tried_again() {
+        let path = "nobody/no-such-model".to_owned();
+        let spec = PretrainedSpec { path, revision: None, dtype: FloatType::F32, identity: None };
+        let endpoint = || "https://hub".to_owned();
+        let away = failure(&spec, &HubError::Unreachable { endpoint: endpoint(), reason: "no route".to_owned() });
+        assert_eq!(away.retry, Retry::Allowed);
+        for part in ["`nobody/no-such-model` is neither", "Place config.json", "cannot be reached: no route"] {
+            assert!(away.reason.contains(part), "`{part}` is not in: {}", away.reason);
+        }
+        let name = "nobody/no-such-model".parse().expect("a name");
+        assert_eq!(failure(&spec, &HubError::NotFound { endpoint: endpoint(), name }).retry, Retry::Never);
+    }
+
+    #[test]
+    fn a_fetch_is_stopped_when_nobody_waits_for_it() {
+        let given_up = GivenUp::default();
+        let log = Arc::new(AttemptLog::new(std::time::Instant::now()));
+        let watch = Logged { log, stop: given_up.0.clone() };
+        assert!(!watch.stops());
+        drop(given_up);
+        assert!(watch.stops());
+    }
+}
