@@ -79,6 +79,7 @@ fn by_task(state: &State) -> Table {
 mod tests {
     use super::*;
     use crate::report::natural::tests::state;
+    use serde_json::Value;
 
     #[test]
     fn the_overview_has_a_row_a_state_and_the_details_a_row_a_task() {
