@@ -32,7 +32,7 @@ impl Case {
         let mut data = common::data();
         let DataSpec::SparseLinear(inner) = &mut data;
         inner.examples = examples;
-        inner.y_channel = if batch % 2 == 0 { YChannel::Shared } else { YChannel::Own };
+        inner.y_channel = if batch.is_multiple_of(2) { YChannel::Shared } else { YChannel::Own };
         let mut optimizer = common::train(3).optimizer;
         // Some gradients are zero in exact arithmetic (the bias of keys); with a small one their updates would be noise.
         (optimizer.epsilon, optimizer.learning_rate) = (1e-2, 1e-2);
