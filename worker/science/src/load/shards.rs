@@ -314,7 +314,7 @@ mod tests {
         file(folder.path(), "BF16", &halves.map(u16::to_le_bytes).concat());
         let read = |dtype, rows| {
             let shards = Shards::open(folder.path()).expect("opens");
-            shards.reader(dtype, &Device::Cpu).read("w", rows).expect("reads").flatten_all().expect("flattens")
+            shards.reader(dtype).read("w", rows).expect("reads").flatten_all().expect("flattens")
         };
         let bits = |rows| read(DType::BF16, rows).to_vec1::<bf16>().expect("values").into_iter().map(bf16::to_bits);
         assert_eq!(bits(0..2).collect::<Vec<_>>(), halves);
