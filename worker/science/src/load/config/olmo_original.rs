@@ -33,7 +33,7 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<(Config, Layout), LoadError> {
 
 fn attention(fields: &Fields<'_>, layers: usize, width: usize, bias: bool) -> Result<AttentionConfig, LoadError> {
     let heads: usize = fields.required("n_heads")?;
-    if heads == 0 || width % heads != 0 {
+    if heads == 0 || !width.is_multiple_of(heads) {
         return Err(fields.bad(format!("`d_model` {width} is not a multiple of `n_heads` {heads}")));
     }
     let groups = match fields.optional("n_kv_heads")? {
