@@ -3,8 +3,8 @@
 use crate::error::CliError;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use std::{collections::BTreeSet, io::IsTerminal};
-use taskvec_hub::{Fetched, Hub, HubError, Name, Watch, is_pattern};
-use taskvec_model::{plan::Plan, spec::RunSpec};
+use taskvec_hub::{Fetched, Hub, HubError, Name, Watch};
+use taskvec_model::{pattern::is_pattern, plan::Plan, spec::RunSpec};
 use taskvec_science::load;
 
 /// Fetches one revision, or all whose names match a pattern, in the order of their names.
@@ -95,6 +95,10 @@ impl Watch for Progress {
         if let Some(bar) = &self.bar {
             bar.inc(bytes);
         }
+    }
+
+    fn waits(&mut self) {
+        eprintln!("taskvec: another process is fetching this model; waiting for it");
     }
 
     fn stops(&self) -> bool {
