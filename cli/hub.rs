@@ -51,7 +51,16 @@ fn model(spec: &RunSpec) -> Option<(&str, Option<&str>)> {
 fn fetch_wanting(path: &str, pattern: &str) -> Result<(), HubError> {
     let (name, hub): (Name, Hub) = (path.parse()?, Hub::from_environment()?);
     let found = hub.matching(&name, pattern)?;
-    for revision in found.iter().filter(|revision| load::is_wanting(path, Some(revision))) {
+    let wanting: Vec<&String> = found.iter().filter(|revision| load::is_wanting(path, Some(revision))).collect();
+    if !wanting.is_empty() {
+        // It may be more than anyone wants.
+        eprintln!(
+            "taskvec: fetching {} of the {} revisions of {name} that match {pattern}",
+            wanting.len(),
+            found.len()
+        );
+    }
+    for revision in wanting {
         hub.fetch(&name, Some(revision), &mut Progress::default())?;
     }
     Ok(())
@@ -109,7 +118,7 @@ impl Watch for Progress {
 impl Progress {
     fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
-            bar.finish();
+            bar.finish_and_clear();
         }
     }
 }
