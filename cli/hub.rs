@@ -3,8 +3,8 @@
 use crate::error::CliError;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use std::{collections::BTreeSet, io::IsTerminal};
-use taskvec_hub::{Fetched, Hub, HubError, Name, Watch, is_pattern};
-use taskvec_model::{plan::Plan, spec::RunSpec};
+use taskvec_hub::{Fetched, Hub, HubError, Name, Watch};
+use taskvec_model::{pattern::is_pattern, plan::Plan, spec::RunSpec};
 use taskvec_science::load;
 
 /// Fetches one revision, or all whose names match a pattern, in the order of their names.
@@ -51,7 +51,16 @@ fn model(spec: &RunSpec) -> Option<(&str, Option<&str>)> {
 fn fetch_wanting(path: &str, pattern: &str) -> Result<(), HubError> {
     let (name, hub): (Name, Hub) = (path.parse()?, Hub::from_environment()?);
     let found = hub.matching(&name, pattern)?;
-    for revision in found.iter().filter(|revision| load::is_wanting(path, Some(revision))) {
+    let wanting: Vec<&String> = found.iter().filter(|revision| load::is_wanting(path, Some(revision))).collect();
+    if !wanting.is_empty() {
+        // It may be more than anyone wants.
+        eprintln!(
+            "taskvec: fetching {} of the {} revisions of {name} that match {pattern}",
+            wanting.len(),
+            found.len()
+        );
+    }
+    for revision in wanting {
         hub.fetch(&name, Some(revision), &mut Progress::default())?;
     }
     Ok(())
@@ -97,6 +106,10 @@ impl Watch for Progress {
         }
     }
 
+    fn waits(&mut self) {
+        eprintln!("taskvec: another process is fetching this model; waiting for it");
+    }
+
     fn stops(&self) -> bool {
         false
     }
@@ -105,7 +118,7 @@ impl Watch for Progress {
 impl Progress {
     fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
-            bar.finish();
+            bar.finish_and_clear();
         }
     }
 }

@@ -16,7 +16,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ("taskvec-sched", &["taskvec-model"]),
     ("taskvec-store", &["taskvec-model"]),
     ("taskvec-science", &["taskvec-model", "taskvec-kernels"]),
-    ("taskvec-hub", &[]),
+    ("taskvec-hub", &["taskvec-model"]),
     ("taskvec-agent", &["taskvec-hub", "taskvec-model", "taskvec-science", "taskvec-wire"]),
     ("taskvec-server", &["taskvec-model", "taskvec-sched", "taskvec-store", "taskvec-sweep", "taskvec-wire"]),
     (

@@ -217,8 +217,29 @@ fn a_fetch_outlives_the_lease_and_ends_when_nobody_wants_it() {
     assert!(!worker.join("hub/models--somebody--other/refs/main").exists());
 }
 
-fn local(dir: &Path, hub: &str) -> Ran {
-    let file = sweep(dir, "somebody/tiny");
+#[test]
+fn local_fetches_all_revisions_that_match_and_does_with_those_here_when_the_hub_is_away() {
+    let dir = folder();
+    let revisions = [("main", tiny(1)), ("step20", tiny(2)), ("step1000", tiny(3))];
+    let hub = FakeHub::with("somebody/tiny", repository(&revisions));
+    fetch(&hub, &dir.path().join("home"), &["somebody/tiny", "--revision", "step20"]).ok();
+    let steps = "somebody/tiny, revision: \"step*\"";
+    let without = local(dir.path(), steps, &nowhere());
+    assert_eq!(without.code, 0, "{}{}", without.stdout, without.stderr);
+    assert!(
+        without.stderr.contains("going on with the 1 revisions of somebody/tiny that are here"),
+        "{}",
+        without.stderr
+    );
+    let ran = local(dir.path(), steps, &hub.endpoint());
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains("fetching 1 of the 2 revisions of somebody/tiny"), "{}", ran.stderr);
+    let home = dir.path().join("home/hub/models--somebody--tiny/refs");
+    assert!(home.join("step1000").is_file() && !home.join("main").exists());
+}
+
+fn local(dir: &Path, model: &str, hub: &str) -> Ran {
+    let file = sweep(dir, model);
     let mut command = taskvec();
     command.arg("local").arg(file).args(["--workers", "1", "--data"]).arg(dir.join("data"));
     command.envs(environment(hub, &dir.join("home"))).output().expect("it runs").into()
@@ -227,18 +248,18 @@ fn local(dir: &Path, hub: &str) -> Ran {
 #[test]
 fn local_fetches_what_is_missing_before_it_plans() {
     let dir = folder();
-    let refused = local(dir.path(), &nowhere());
+    let refused = local(dir.path(), "somebody/tiny", &nowhere());
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     for part in ["`somebody/tiny` is neither a file nor a folder here", "Place config.json", "cannot be reached"] {
         assert!(refused.stderr.contains(part), "`{part}` is not in:\n{}", refused.stderr);
     }
     assert!(!dir.path().join("data").exists(), "nothing was started");
     let hub = FakeHub::with("somebody/tiny", repository(&[("main", tiny(1))]));
-    let ran = local(dir.path(), &hub.endpoint());
+    let ran = local(dir.path(), "somebody/tiny", &hub.endpoint());
     assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
     assert!(ran.stderr.contains("fetching model.safetensors"), "{}", ran.stderr);
     // The second time the hub is not needed.
     drop(hub);
-    let again = local(dir.path(), &nowhere()).ok();
+    let again = local(dir.path(), "somebody/tiny", &nowhere()).ok();
     assert!(again.contains("nothing was computed"), "{again}");
 }

@@ -63,11 +63,6 @@ impl Files for NoFiles {
     }
 }
 
-/// Is it a pattern of revisions, or the name of one?
-pub(crate) fn is_pattern(revision: &str) -> bool {
-    revision.contains(['*', '?'])
-}
-
 type Answers<K, V> = BTreeMap<K, Result<V, String>>;
 
 /// Faults are shown one per line, whatever an answer looks like.

@@ -3,13 +3,14 @@
 use crate::{
     Limits, check, complete,
     fault::{Collector, quoted},
-    files::{Look, is_pattern},
+    files::Look,
     grid::Point,
     read::{self, Values},
     tree::{Node, Value},
 };
 use std::collections::BTreeSet;
 use taskvec_model::{
+    pattern::is_pattern,
     plan::PlannedRun,
     spec::{ModelIdentity, NaturalSpec, PretrainedSpec, RunSpec},
 };

@@ -51,6 +51,10 @@ impl Watch for Logged {
 
     fn received(&mut self, _: u64) {}
 
+    fn waits(&mut self) {
+        self.log.add("waiting for another process that fetches the same model");
+    }
+
     fn stops(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }

@@ -14,8 +14,9 @@ const SMALL: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "generation
 /// Nobody cuts a model into more pieces.
 const MOST_SHARDS: usize = 10_000;
 
-/// Files of text are not larger; the weights are as large as they are.
-const LARGEST_TEXT: u64 = 256 << 20;
+/// No vocabulary is larger, and no other text; the weights are as large as they are.
+const LARGEST_TOKENIZER: u64 = 256 << 20;
+const LARGEST_TEXT: u64 = 32 << 20;
 
 /// How the weights lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,11 @@ pub(crate) enum Weights {
 
 /// How large may this file be?
 pub(crate) fn most_bytes(file: &str) -> u64 {
-    if file.ends_with(".json") { LARGEST_TEXT } else { u64::MAX }
+    match file {
+        "tokenizer.json" => LARGEST_TOKENIZER,
+        _ if file.ends_with(".json") => LARGEST_TEXT,
+        _ => u64::MAX,
+    }
 }
 
 /// What is fetched first: it says what else there is.

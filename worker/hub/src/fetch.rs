@@ -88,16 +88,21 @@ impl Hub {
     }
 
     /// One process at a time fetches a model.
-    fn lock(&self, name: &Name, watch: &dyn Watch) -> Result<Handle, HubError> {
+    fn lock(&self, name: &Name, watch: &mut dyn Watch) -> Result<Handle, HubError> {
         let folder = self.cache.path().join(".locks");
         fs::create_dir_all(&folder).map_err(HubError::disk(&folder))?;
         let repo = Repo::new(name.as_str().to_owned(), RepoType::Model);
         let path = folder.join(format!("{}.taskvec.lock", repo.folder_name()));
         let file = Handle::create(&path).map_err(HubError::disk(&path))?;
+        let mut waits = false;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::WouldBlock) if watch.stops() => return Err(HubError::Stopped),
+                Err(TryLockError::WouldBlock) if !waits => {
+                    watch.waits();
+                    waits = true;
+                }
                 Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_EVERY),
                 Err(TryLockError::Error(source)) => return Err(HubError::Disk { path, source }),
             }
@@ -121,7 +126,7 @@ impl Fetch<'_> {
         let pointer = folder.join(file);
         let about = self.hub.remote.about(self.name, &self.commit, file)?;
         if about.size > choose::most_bytes(file) {
-            let reason = format!("its {file} has {} bytes, more than a file of text should", about.size);
+            let reason = format!("its {file} has {} bytes, more than such a file should", about.size);
             return Err(HubError::Unusable { name: self.name.clone(), reason });
         }
         let is_new = !transfer::is_whole(&pointer, &about);

@@ -30,6 +30,9 @@ pub trait Watch {
     /// So many more bytes have come.
     fn received(&mut self, bytes: u64);
 
+    /// Another process is fetching the same model, and is waited for.
+    fn waits(&mut self);
+
     /// Asked before every request and for every few kilobytes.
     fn stops(&self) -> bool;
 }
@@ -39,6 +42,8 @@ impl Watch for () {
     fn begins(&mut self, _: &str, _: u64, _: u64) {}
 
     fn received(&mut self, _: u64) {}
+
+    fn waits(&mut self) {}
 
     fn stops(&self) -> bool {
         false
@@ -71,15 +76,11 @@ impl Hub {
     /// Where the hub cannot be reached or does not show the model, and where nothing matches.
     pub fn matching(&self, name: &Name, pattern: &str) -> Result<Vec<String>, HubError> {
         let known = self.remote.revisions(name)?;
-        let found: Vec<String> = known.iter().filter(|known| name::matches(pattern, known)).cloned().collect();
+        let found: Vec<String> =
+            known.iter().filter(|known| taskvec_model::pattern::matches(pattern, known)).cloned().collect();
         match found.is_empty() {
             true => Err(HubError::NoMatch { name: name.clone(), pattern: pattern.to_owned(), known }),
             false => Ok(found),
         }
     }
-}
-
-/// Does `revision` stand for several?
-pub fn is_pattern(revision: &str) -> bool {
-    revision.contains(['*', '?'])
 }

@@ -60,17 +60,6 @@ pub(crate) fn encoded(text: &str) -> String {
     text.bytes().map(|b| if keep(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
-/// Does the whole of `name` match? `*` stands for any characters, `?` for one.
-pub(crate) fn matches(pattern: &str, name: &str) -> bool {
-    let Some(wanted) = pattern.chars().next() else { return name.is_empty() };
-    let rest = &pattern[wanted.len_utf8()..];
-    if wanted == '*' {
-        return name.char_indices().any(|(at, _)| matches(rest, &name[at..])) || matches(rest, "");
-    }
-    let mut chars = name.chars();
-    chars.next().is_some_and(|c| wanted == '?' || wanted == c) && matches(rest, chars.as_str())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,18 +84,5 @@ mod tests {
         }
         assert_eq!(encoded("refs/pr/7"), "refs%2Fpr%2F7");
         assert_eq!(encoded("a?b=c#é"), "a%3Fb%3Dc%23%C3%A9");
-    }
-
-    #[test]
-    fn patterns_match_whole_names() {
-        for (pattern, name, wanted) in [
-            ("step*", "step10", true),
-            ("step*", "main", false),
-            ("s?p*0", "step10", true),
-            ("*", "é", true),
-            ("", "x", false),
-        ] {
-            assert_eq!(matches(pattern, name), wanted, "{pattern} {name}");
-        }
     }
 }

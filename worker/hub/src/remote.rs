@@ -121,8 +121,10 @@ impl Remote {
         for _ in 0..=MOST_MOVES {
             let response = self.ask(&self.still, &url, Some("bytes=0-0"))?;
             let status = response.status().as_u16();
-            let location = header(response.headers(), "location");
-            match location.filter(|to| (300..400).contains(&status) && to.starts_with('/') && !to.starts_with("//")) {
+            // Within the hub, and not yet where the file's digest is told.
+            let is_move = (300..400).contains(&status) && header(response.headers(), "x-linked-etag").is_none();
+            let location = header(response.headers(), "location").filter(|_| is_move);
+            match location.filter(|to| to.starts_with('/') && !to.starts_with("//")) {
                 Some(moved) => url = format!("{}{moved}", self.origin()),
                 None => {
                     self.accept(name, status, || self.no_file(name, file))?;

@@ -259,6 +259,8 @@ impl Watch for StopAt {
         self.1.set(self.1.get() + bytes);
     }
 
+    fn waits(&mut self) {}
+
     fn stops(&self) -> bool {
         self.1.get() >= self.0
     }
@@ -272,6 +274,59 @@ fn whoever_watches_can_stop_it() {
     assert!(world.load(None).is_err());
     world.fetch(None).unwrap();
     assert_eq!(world.load(None).unwrap(), 2);
+}
+
+/// Tells when it has to wait.
+struct Waits(std::sync::mpsc::Sender<()>);
+
+impl Watch for Waits {
+    fn begins(&mut self, _: &str, _: u64, _: u64) {}
+
+    fn received(&mut self, _: u64) {}
+
+    fn waits(&mut self) {
+        self.0.send(()).unwrap();
+    }
+
+    fn stops(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn one_process_at_a_time_fetches_a_model() {
+    let world = World::of(fixture("llama"));
+    let locks = world.cache.path().join(".locks");
+    std::fs::create_dir_all(&locks).unwrap();
+    let other = std::fs::File::create(locks.join("models--somebody--llama.taskvec.lock")).unwrap();
+    other.lock().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let hub = world.hub(None);
+    let fetching = std::thread::spawn(move || hub.fetch(&name(), None, &mut Waits(tell)).map(drop));
+    told.recv().unwrap();
+    assert!(world.fake.asked().is_empty(), "the hub is asked by one only");
+    other.unlock().unwrap();
+    fetching.join().unwrap().unwrap();
+    assert_eq!(world.load(None).unwrap(), 3);
+}
+
+#[test]
+fn text_that_is_too_large_is_not_fetched() {
+    let mut files = fixture("llama");
+    files.insert("config.json".to_owned(), vec![b' '; (32 << 20) + 1]);
+    let world = World::of(files);
+    refused(world.fetch(None), &["cannot be read here: its config.json has 33554433 bytes"]);
+    assert_eq!(world.downloads("config.json"), 0);
+}
+
+/// Small files lie behind a redirect of the hub to itself, as do renamed repositories.
+#[test]
+fn redirects_within_the_hub_are_followed() {
+    let world = World::with(Repository { gated: true, ..repository(&[("main", fixture("llama"))]) });
+    world.fake.state.lock().unwrap().renamed = Some(("somebody/old-name".to_owned(), NAME.to_owned()));
+    let old = "somebody/old-name".parse().unwrap();
+    let fetched = world.hub(Some("hf_secret")).fetch(&old, None, &mut ()).unwrap();
+    assert_eq!(std::fs::read(fetched.folder.join("config.json")).unwrap(), fixture("llama")["config.json"]);
 }
 
 #[test]

@@ -246,12 +246,18 @@ fn the_hub_caches_folders_are_read() {
     fs::create_dir(root.join("refs")).unwrap();
     fs::write(root.join("refs/main"), commit).unwrap();
     fs::write(root.join("refs/step7"), "other\n").unwrap();
+    fs::create_dir_all(root.join("refs/refs/pr")).unwrap();
+    fs::write(root.join("refs/refs/pr/5"), "other").unwrap();
     let path = root.to_str().unwrap();
     let layers = |revision| Files::find(path, revision).map(|files| files.config().layers).unwrap();
     assert_eq!((layers(None), layers(Some("main")), layers(Some(commit)), layers(Some("step7"))), (3, 3, 3, 2));
-    assert_eq!(revisions(path, "*").unwrap(), ["main", "step7"]);
+    assert_eq!(layers(Some("refs/pr/5")), 2);
+    assert_eq!(revisions(path, "*").unwrap(), ["main", "refs/pr/5", "step7"]);
     let fetch = "taskvec model fetch somebody/llama --revision 'step8'";
-    refused(Files::find(path, Some("step8")).map(drop), &["no revision `step8`", "`main`, `step7`", fetch]);
+    refused(
+        Files::find(path, Some("step8")).map(drop),
+        &["no revision `step8`", "`main`, `refs/pr/5`, `step7`", fetch],
+    );
 }
 
 #[test]

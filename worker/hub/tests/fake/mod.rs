@@ -49,6 +49,8 @@ pub struct State {
     pub models: BTreeMap<String, Repository>,
     pub faults: Faults,
     pub asked: Vec<Asked>,
+    /// A name, and that which it leads to now.
+    pub renamed: Option<(String, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -171,6 +173,10 @@ fn cut(asked: &Asked, faults: &mut Faults) -> Option<usize> {
 fn decide(asked: &Asked, port: u16, state: &State) -> Answer {
     if let Some(status) = state.faults.status {
         return plain(status);
+    }
+    if let Some((old, new)) = state.renamed.as_ref().filter(|(old, _)| asked.path.contains(&format!("/{old}/"))) {
+        let headers = vec![("location", asked.path.replace(old, new))];
+        return Answer { status: 307, headers, body: Vec::new() };
     }
     for (name, repository) in &state.models {
         let api = format!("/api/models/{name}/");
