@@ -89,14 +89,14 @@ fn keys_do_not_change_by_accident() {
 
 const GOLDEN: &[&str] = &[
     "baselines 0 a9dc5fe5e29708d2",
-    "train 50 aade69cc43d94254",
-    "icl 0 6c73c1a9af646e3a",
-    "td 0 7361a2820984710b",
-    "icl 50 6cbe462b3e54ce0a",
-    "td 50 49c1cbee91046f64",
-    "train 100 55fb450e4ae6dacc",
-    "icl 100 d2ec277cf1ce41df",
-    "td 100 f2005e5602ce5463",
+    "train 50 a9d1f13f7fb5d4e3",
+    "icl 0 772bd4f703ef962e",
+    "td 0 59768efa7d5218af",
+    "icl 50 6a2ef0a721085fe4",
+    "td 50 15e1b0067144e338",
+    "train 100 3e59bbf4e126ff49",
+    "icl 100 7197373e3b1a57ad",
+    "td 100 e0b0ba32959eb9ee",
 ];
 const GOLDEN_SELFTEST: &str = "789c33f7f256d637";
 
