@@ -22,11 +22,13 @@ const DEPTH: usize = 256;
 /// A tile of a product.
 type Sums = [[f32; WIDE]; TALL];
 
-/// `sums = x·panel` for rows of `x` at a distance and `depth` rows of a panel.
+/// `out = x·panel`, or more of it where `add`, for rows of `x` and `depth` rows of a panel. `strides` are the distances between
+/// rows and terms of `x`, and between rows of `out`.
 ///
 /// # Safety
-/// As many rows of `x` as the kernel has and `depth` rows of `WIDE` elements of the panel must be readable.
-type Kernel = unsafe fn(x: *const f32, stride: usize, panel: *const f32, depth: usize, sums: &mut Sums);
+/// `depth` terms of as many rows of `x` as the kernel has, and `depth` rows of `WIDE` elements of the panel must be readable;
+/// as many rows of `out`, as wide as the kernel's vectors, must be writable, and readable where `add`.
+type Kernel = unsafe fn(x: *const f32, panel: *const f32, depth: usize, out: *mut f32, strides: [usize; 3], add: bool);
 
 /// By rows and vectors, both less one.
 type Kernels = [[Kernel; 3]; TALL];
@@ -77,21 +79,29 @@ pub fn product(block: &Block<'_, f32>) -> bool {
 /// Adds the product of all rows with a panel to the result.
 #[target_feature(enable = "avx2")]
 fn multiply(block: &Block<'_, f32>, kernels: &Kernels, terms: Range<usize>, columns: Range<usize>, panel: &[Line]) {
-    let mut sums = [[0.0; WIDE]; TALL];
     let depth = block.weight.depth;
     assert!(terms.len() * WIDE <= panel.len() * LANES && terms.end <= depth);
+    let (panel, more) = (panel.as_ptr().cast(), terms.start > 0);
     for first in block.rows.clone().step_by(TALL) {
         let tall = TALL.min(block.rows.end - first);
         let kernel = kernels[tall - 1][columns.len().div_ceil(LANES) - 1];
-        let x = &block.x[first * depth..][..tall * depth];
-        // SAFETY: `x` holds as many rows as the kernel reads, each up to the last of the terms; the panel was checked.
-        unsafe { kernel(x[terms.start..].as_ptr(), depth, panel.as_ptr().cast(), terms.len(), &mut sums) };
-        for (row, sums) in sums.iter().enumerate().take(tall) {
-            if terms.start == 0 {
-                block.begin(first + row, columns.clone(), &sums[..columns.len()]);
-            } else {
-                block.add(first + row, columns.clone(), &sums[..columns.len()]);
+        let x = block.x.part([first, terms.start], [tall, terms.len()]).as_ptr();
+        let [row, term] = [block.x.1, block.x.2];
+        if columns.len().is_multiple_of(LANES) {
+            let (out, distance) = block.place(first..first + tall, columns.clone());
+            // SAFETY: `x` holds as many rows as the kernel reads, each up to the last of the terms; the panel was checked; the
+            // place is as large as the kernel's tile, and the first terms wrote it.
+            unsafe { kernel(x, panel, terms.len(), out, [row, term, distance], more) };
+        } else {
+            let mut sums: Sums = [[0.0; WIDE]; TALL];
+            // SAFETY: as above, with a place that no tile is larger than.
+            unsafe { kernel(x, panel, terms.len(), sums.as_mut_ptr().cast(), [row, term, WIDE], false) };
+            for (row, sums) in sums.iter().enumerate().take(tall) {
+                block.put(first + row, columns.clone(), &sums[..columns.len()], more);
             }
+        }
+        if !more {
+            (first..first + tall).for_each(|row| block.add_rest(row, columns.clone()));
         }
     }
 }
@@ -113,8 +123,10 @@ fn lay_out<E: Element>(
         Order::ByTerm => {
             for (term, panel) in terms.zip(panel.chunks_exact_mut(WIDE)) {
                 let weights = &elements[term * weight.columns..][columns.clone()];
-                for (to, from) in panel.iter_mut().zip(weights) {
-                    *to = from.widened();
+                // A known length makes this a few vectors instead of a call.
+                match <&[E; WIDE]>::try_from(weights) {
+                    Ok(weights) => (0..WIDE).for_each(|i| panel[i] = weights[i].widened()),
+                    Err(_) => panel.iter_mut().zip(weights).for_each(|(to, from)| *to = from.widened()),
                 }
             }
         }
@@ -167,10 +179,11 @@ fn lay_out_columns<'a, E: Element + 'a>(
 #[target_feature(enable = "avx512f")]
 unsafe fn tile_avx512<const ROWS: usize, const VECTORS: usize>(
     x: *const f32,
-    stride: usize,
     panel: *const f32,
     depth: usize,
-    out: &mut Sums,
+    out: *mut f32,
+    strides: [usize; 3],
+    add: bool,
 ) {
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
     for term in 0..depth {
@@ -181,16 +194,19 @@ unsafe fn tile_avx512<const ROWS: usize, const VECTORS: usize>(
         }
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: as the caller promises.
-            let x = _mm512_set1_ps(unsafe { *x.add(row * stride + term) });
+            let x = _mm512_set1_ps(unsafe { *x.add(row * strides[0] + term * strides[1]) });
             for (sum, weights) in sums.iter_mut().zip(weights) {
                 *sum = _mm512_fmadd_ps(x, weights, *sum);
             }
         }
     }
-    for (out, sums) in out.iter_mut().zip(sums) {
-        for (out, sum) in out.chunks_exact_mut(LANES).zip(sums) {
-            // SAFETY: a chunk is one vector.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
+    for (row, sums) in sums.into_iter().enumerate() {
+        for (v, sum) in sums.into_iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let out = out.add(row * strides[2] + v * LANES);
+                _mm512_storeu_ps(out, if add { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum });
+            }
         }
     }
 }
@@ -202,23 +218,23 @@ unsafe fn tile_avx512<const ROWS: usize, const VECTORS: usize>(
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(
     x: *const f32,
-    stride: usize,
     panel: *const f32,
     depth: usize,
-    out: &mut Sums,
+    out: *mut f32,
+    strides: [usize; 3],
+    add: bool,
 ) {
     for column in (0..VECTORS * LANES).step_by(LANES) {
         for first in (0..ROWS).step_by(4) {
-            let part = &mut out[first..];
-            // SAFETY: as the caller promises.
-            let (x, panel) = unsafe { (x.add(first * stride), panel.add(column)) };
             // SAFETY: as the caller promises.
             unsafe {
+                let (x, panel) = (x.add(first * strides[0]), panel.add(column));
+                let out = out.add(first * strides[2] + column);
                 match ROWS - first {
-                    1 => strip_avx2::<1>(x, stride, panel, depth, part, column),
-                    2 => strip_avx2::<2>(x, stride, panel, depth, part, column),
-                    3 => strip_avx2::<3>(x, stride, panel, depth, part, column),
-                    _ => strip_avx2::<4>(x, stride, panel, depth, part, column),
+                    1 => strip_avx2::<1>(x, panel, depth, out, strides, add),
+                    2 => strip_avx2::<2>(x, panel, depth, out, strides, add),
+                    3 => strip_avx2::<3>(x, panel, depth, out, strides, add),
+                    _ => strip_avx2::<4>(x, panel, depth, out, strides, add),
                 }
             }
         }
@@ -226,34 +242,38 @@ unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(
 }
 
 /// # Safety
-/// As for `tile_avx2`, with `LANES` readable elements in each row of the panel.
+/// As for `tile_avx2`, with `LANES` readable elements in each row of the panel, and as many of `out`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn strip_avx2<const ROWS: usize>(
     x: *const f32,
-    stride: usize,
     panel: *const f32,
     depth: usize,
-    out: &mut [[f32; WIDE]],
-    column: usize,
+    out: *mut f32,
+    strides: [usize; 3],
+    add: bool,
 ) {
+    const HALF: usize = LANES / 2;
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
     for term in 0..depth {
         // SAFETY: as the caller promises; two vectors are `LANES` elements.
         let weights = unsafe {
             let panel = panel.add(term * WIDE);
-            [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(LANES / 2))]
+            [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(HALF))]
         };
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: as the caller promises.
-            let x = _mm256_set1_ps(unsafe { *x.add(row * stride + term) });
+            let x = _mm256_set1_ps(unsafe { *x.add(row * strides[0] + term * strides[1]) });
             *sums = [_mm256_fmadd_ps(x, weights[0], sums[0]), _mm256_fmadd_ps(x, weights[1], sums[1])];
         }
     }
-    for (out, sums) in out.iter_mut().zip(sums) {
-        for (out, sum) in out[column..column + LANES].chunks_exact_mut(LANES / 2).zip(sums) {
-            // SAFETY: a chunk is one vector.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+    for (row, sums) in sums.into_iter().enumerate() {
+        for (v, sum) in sums.into_iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let out = out.add(row * strides[2] + v * HALF);
+                _mm256_storeu_ps(out, if add { _mm256_add_ps(_mm256_loadu_ps(out), sum) } else { sum });
+            }
         }
     }
 }
@@ -271,15 +291,19 @@ mod tests {
         let panel: Vec<f32> = (0..TERMS * WIDE).map(|i| (i % 23) as f32 - 11.0).collect();
         for (rows, kernels) in kernels.iter().enumerate() {
             for (vectors, kernel) in kernels.iter().enumerate() {
-                let mut sums = [[f32::NAN; WIDE]; TALL];
-                // SAFETY: `x` has eight rows and the panel all terms; the caller has asked for the instructions.
-                unsafe { kernel(x.as_ptr(), STRIDE, panel.as_ptr(), TERMS, &mut sums) };
+                let mut sums: Sums = [[f32::NAN; WIDE]; TALL];
+                let out = sums.as_mut_ptr().cast();
+                for add in [false, true] {
+                    // SAFETY: `x` has eight rows, the panel all terms, and `sums` is as large as the largest tile; the caller
+                    // has asked for the instructions.
+                    unsafe { kernel(x.as_ptr(), panel.as_ptr(), TERMS, out, [STRIDE, 1, WIDE], add) };
+                }
                 for (row, sums) in sums.iter().enumerate().take(rows + 1) {
                     for (column, sum) in sums.iter().enumerate().take((vectors + 1) * LANES) {
                         let terms = (0..TERMS).map(|t| x[row * STRIDE + t] * panel[t * WIDE + column]);
                         assert_eq!(
                             *sum,
-                            terms.sum::<f32>(),
+                            2.0 * terms.sum::<f32>(),
                             "{} rows, {} vectors: {row}, {column}",
                             rows + 1,
                             vectors + 1

@@ -8,8 +8,8 @@ pub use crate::float::Float;
 use crate::{
     adam, attention,
     dispatch::dispatch,
-    product::{self, View},
-    sum,
+    product, sum,
+    weight::{self, Elements, Left, Order, Weight},
 };
 use std::mem::MaybeUninit;
 
@@ -32,10 +32,12 @@ fn product<T: Float>(
     let outputs = weight.len() / inputs;
     let rows = product::rows_at_a_time(inputs, outputs);
     assert!(outputs * inputs == weight.len() && x.len() / inputs * outputs == out.len());
+    let order = if transposed { Order::ByColumn } else { Order::ByTerm };
+    let weight = Weight { elements: Elements::Same(weight), depth: inputs, columns: outputs, order };
     for (i, (out, x)) in out.chunks_mut(rows * outputs).zip(x.chunks(rows * inputs)).enumerate() {
         let from = i * rows * outputs;
-        let range = from..from + out.len();
-        finish(range, product::rows_times(unread(out), x, weight, inputs, transposed));
+        weight::alone(Left(x, inputs, 1), x.len() / inputs, weight, out);
+        finish(from..from + out.len(), out);
     }
 }
 
@@ -99,9 +101,8 @@ pub fn gradient_of_linear_t<T: Float>(x: &[T], grad: &[T], dweight: &mut [T], db
 fn weight_gradient<T: Float>(a: &[T], b: &[T], columns: usize, out: &mut [T]) {
     let (rows, depth) = (out.len() / columns, b.len() / columns);
     assert!(rows * columns == out.len() && depth * columns == b.len() && depth * rows == a.len());
-    let (a, b) = (View(a.as_ptr(), 1, rows), View(b.as_ptr(), columns, 1));
-    // SAFETY: the lengths were just checked against the shapes, and `out` is ours alone.
-    unsafe { product::multiply(out.as_mut_ptr(), columns, [rows, depth, columns], a, b) };
+    let b = Weight { elements: Elements::Same(b), depth, columns, order: Order::ByTerm };
+    weight::alone(Left(a, 1, rows), rows, b, out);
 }
 
 /// Layer norm of rows as wide as `weight`.

@@ -50,6 +50,19 @@ pub struct Weight<'a, T> {
     pub order: Order,
 }
 
+/// What a weight is multiplied with: (elements, distance between rows, distance between terms).
+#[derive(Clone, Copy)]
+pub struct Left<'a, T>(pub &'a [T], pub usize, pub usize);
+
+impl<'a, T> Left<'a, T> {
+    /// From a row's term on, as far as `rows` rows and `terms` terms reach.
+    #[inline(always)]
+    pub fn part(&self, [row, term]: [usize; 2], [rows, terms]: [usize; 2]) -> &'a [T] {
+        let reach = if rows * terms == 0 { 0 } else { (rows - 1) * self.1 + (terms - 1) * self.2 + 1 };
+        &self.0[row * self.1 + term * self.2..][..reach]
+    }
+}
+
 /// What is added to a product.
 #[derive(Clone, Copy)]
 pub enum Added<'a, T> {
@@ -63,7 +76,7 @@ pub enum Added<'a, T> {
 /// One piece of a product `x·W`: some rows and some columns.
 pub struct Block<'a, T> {
     /// All rows.
-    pub x: &'a [T],
+    pub x: Left<'a, T>,
     pub weight: Weight<'a, T>,
     added: Added<'a, T>,
     /// All of the result.
@@ -95,11 +108,19 @@ pub fn product<T: Float>(x: &[T], weight: Weight<'_, T>, added: Added<'_, T>) ->
         let work = weight.depth * weight.columns * (4 + rows) / 8;
         par::each(work, pieces, |(row, column)| {
             let (rows, columns) = (row..rows.min(row + tall), column..weight.columns.min(column + wide));
-            Block { x, weight, added, out, rows, columns }.compute();
+            Block { x: Left(x, weight.depth, 1), weight, added, out, rows, columns }.compute();
         });
     };
     // SAFETY: the pieces cover all rows and columns, and `compute` writes all of each.
     unsafe { filled(rows * weight.columns, fill).0 }
+}
+
+/// The product `x·W` for `rows` rows of `x`, computed on this thread, in `out`.
+pub fn alone<T: Float>(x: Left<'_, T>, rows: usize, weight: Weight<'_, T>, out: &mut [T]) {
+    let columns = weight.columns;
+    assert_eq!(out.len(), rows * columns);
+    let out = Shared::new(out.as_mut_ptr());
+    Block { x, weight, added: Added::Nothing, out, rows: 0..rows, columns: 0..columns }.compute();
 }
 
 /// Few enough that every thread has several pieces, where there are enough columns for that.
@@ -145,7 +166,8 @@ impl<'a, T: Float> Block<'a, T> {
             Order::ByColumn => View(elements[first * depth..].as_ptr(), 1, depth),
             Order::ByTerm => View(elements[first..].as_ptr(), columns, 1),
         };
-        let x = View(self.x[self.rows.start * depth..self.rows.end * depth].as_ptr(), depth, 1);
+        let x = self.x.part([self.rows.start, 0], [self.rows.len(), depth]);
+        let x = View(x.as_ptr(), self.x.1, self.x.2);
         let out = self.out.at(self.rows.start * self.weight.columns + self.columns.start);
         // SAFETY: the views cover the shapes, as checked; this piece of the result is ours alone.
         unsafe { product::multiply(out, self.weight.columns, [self.rows.len(), depth, self.columns.len()], x, view) };
@@ -162,15 +184,23 @@ impl<'a, T: Float> Block<'a, T> {
         unsafe { self.out.part(row * self.weight.columns + columns.start, columns.len()) }
     }
 
-    /// Writes the first sums of some columns of a row, and what is added to the product.
+    /// Where some rows and columns of the result lie, and how far apart the rows are.
     #[inline(always)]
-    pub fn begin(&self, row: usize, columns: Range<usize>, sums: &[T]) {
-        self.part(row, columns.clone()).copy_from_slice(sums);
-        self.add_rest(row, columns);
+    pub fn place(&self, rows: Range<usize>, columns: Range<usize>) -> (*mut T, usize) {
+        assert!(self.rows.start <= rows.start && rows.end <= self.rows.end);
+        assert!(self.columns.start <= columns.start && columns.end <= self.columns.end);
+        (self.out.at(rows.start * self.weight.columns + columns.start), self.weight.columns)
     }
 
+    /// Writes sums of some columns of a row, or adds `more` of them.
     #[inline(always)]
-    fn add_rest(&self, row: usize, columns: Range<usize>) {
+    pub fn put(&self, row: usize, columns: Range<usize>, sums: &[T], more: bool) {
+        if more { self.add(row, columns, sums) } else { self.part(row, columns).copy_from_slice(sums) }
+    }
+
+    /// What is added to the product.
+    #[inline(always)]
+    pub fn add_rest(&self, row: usize, columns: Range<usize>) {
         match self.added {
             Added::Nothing => {}
             Added::Bias(bias) => self.add(row, columns.clone(), &bias[columns]),
@@ -181,9 +211,8 @@ impl<'a, T: Float> Block<'a, T> {
         }
     }
 
-    /// Adds further sums.
     #[inline(always)]
-    pub fn add(&self, row: usize, columns: Range<usize>, sums: &[T]) {
+    fn add(&self, row: usize, columns: Range<usize>, sums: &[T]) {
         for (out, &sum) in self.part(row, columns).iter_mut().zip(sums) {
             *out += sum;
         }
