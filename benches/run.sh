@@ -6,7 +6,7 @@ export CARGO_TERM_COLOR=never
 
 section() { printf '\n== %s\n' "$1"; }
 
-section "training on CPU: steps per second, against PyTorch eager"
+section "training on CPU: steps per second, against PyTorch"
 benches/training.sh
 
 section "prompts of a language model: per second, against transformers and llama.cpp"

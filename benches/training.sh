@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Steps per second of training, ours and PyTorch eager's on the same configurations, one after the other.
+# Steps per second of training, ours and PyTorch's on the same configurations, one after the other.
 set -eu
 cd "$(dirname "$0")/.."
 threads=${THREADS:-$(nproc)}

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 pub enum ModelCommand {
     /// One forward pass over the inputs of a file: predictions and all hidden states, for checks against other tools
     #[command(
-        after_help = "Input of a language model: {\"input_ids\": [[…]], \"attention_mask\": [[…]]}, B × T, padded on the
-left where rows are shorter. Output: logits (B × T × V) and hidden.0 … hidden.L (B × T × d), the residual
-stream as it enters block 1 and as each block leaves it, before the final norm; zero where there is padding.
-Input of a synthetic model: {\"x\": [[[…]]], \"y\": [[…]]}, B × K × D and B × K. Output: predictions (B × K)
-and hidden.0 … hidden.L (B × 2K × d).
+        after_help = "Input of a language model: {\"input_ids\": [[…]], \"attention_mask\": [[…]]}, B × T, padded on
+the left where rows are shorter. Output: logits (B × T × V) and hidden.0 … hidden.L
+(B × T × d), the residual stream as it enters block 1 and as each block leaves it, before the
+final norm; zero where there is padding.
+Input of a synthetic model: {\"x\": [[[…]]], \"y\": [[…]]}, B × K × D and B × K. Output:
+predictions (B × K) and hidden.0 … hidden.L (B × 2K × d).
 Examples:
   taskvec model forward --model ~/models/SmolLM2-135M --input prompts.json -o states.safetensors
   taskvec model forward --model checkpoint-7.safetensors --input sequences.json -o states.safetensors"
@@ -19,10 +20,12 @@ Examples:
     Forward(ModelForward),
     /// Fetch a model from the HuggingFace hub into its cache on this machine
     #[command(
-        after_help = "Fetched is what is read here: config.json, the tokenizer, and the weights as safetensors. Sweeps then name the
-model as OWNER/NAME. What was broken off goes on where it stopped.
-Environment, as of HuggingFace's own tools: HF_HUB_CACHE or HF_HOME (where to), HF_TOKEN (for what is not
-public), HF_ENDPOINT (another hub), HF_HUB_OFFLINE=1 (fetch nothing).
+        after_help = "Fetched is what is read here: config.json, the tokenizer, and the weights as safetensors.
+Sweeps then name the model as OWNER/NAME. What was broken off goes on where it stopped.
+Environment, as of HuggingFace's own tools: HF_HUB_CACHE or HF_HOME (where to), HF_TOKEN (for
+what is not public), HF_ENDPOINT (another hub), HF_HUB_OFFLINE=1 (fetch nothing).
+Without a network, copy config.json, tokenizer.json and model.safetensors (or its index with
+every shard) from elsewhere into one folder, and give sweeps its path instead.
 Examples:
   taskvec model fetch HuggingFaceTB/SmolLM2-135M
   taskvec model fetch allenai/OLMo-1B-hf --revision 'step1*000-*'"

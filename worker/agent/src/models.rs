@@ -102,7 +102,7 @@ mod tests {
         let endpoint = || "https://hub".to_owned();
         let away = failure(&spec, &HubError::Unreachable { endpoint: endpoint(), reason: "no route".to_owned() });
         assert_eq!(away.retry, Retry::Allowed);
-        for part in ["`nobody/no-such-model` is neither", "Place config.json", "cannot be reached: no route"] {
+        for part in ["`nobody/no-such-model` is neither", "Place config.json", "cannot be reached (no route"] {
             assert!(away.reason.contains(part), "`{part}` is not in: {}", away.reason);
         }
         let name = "nobody/no-such-model".parse().expect("a name");

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    #[error("HF_HUB_OFFLINE is set, so nothing is fetched from the hub; unset it")]
+    #[error(
+        "HF_HUB_OFFLINE is set, so nothing is fetched from the hub; unset it, or give the path of a folder with the model"
+    )]
     Offline,
 
     #[error("there is no place for the hub's cache: set HF_HUB_CACHE, HF_HOME or HOME")]
@@ -17,7 +19,7 @@ pub enum HubError {
     #[error("`{0}` is not the name of a revision; that is a branch, a tag or a commit")]
     BadRevision(String),
 
-    #[error("the hub at {endpoint} cannot be reached: {reason}")]
+    #[error("the hub at {endpoint} cannot be reached ({reason}); try again, or give the path of a folder with the model")]
     Unreachable { endpoint: String, reason: String },
 
     #[error("the hub at {endpoint} cannot answer at the moment (status {status})")]

@@ -1,10 +1,12 @@
-//! Steps per second of training, for the quickstart's model and the paper's: `train_speed THREADS [SECONDS [NAME]]`.
+//! Steps per second of training, for the quickstart's model and the paper's, and of eight quickstart runs side by side:
+//! `train_speed THREADS [SECONDS [NAME]]`.
 //!
 //! benches/pytorch_train.py measures the same configurations in PyTorch; `make bench` prints both.
 
 mod common;
 
 use common::{Configuration, PAPER, QUICKSTART};
+use rayon::prelude::*;
 use std::time::Instant;
 use taskvec_science::{ScienceError, train::Trainer};
 
@@ -24,7 +26,26 @@ fn main() -> Result<(), Failure> {
             println!("{name:10} {threads} threads  taskvec {rate:8.2} steps/s");
         }
     }
+    if only.is_none_or(|o| o == "quickstart") {
+        let rate = pool.install(|| side_by_side(seconds))?;
+        println!("8 runs     {threads} threads  taskvec {rate:8.2} steps/s, of all runs together");
+    }
     Ok(())
+}
+
+/// Steps per second of eight seeds of the quickstart that share the threads, all runs together.
+fn side_by_side(seconds: f64) -> Result<f64, Failure> {
+    const AT_ONCE: u32 = 20;
+    let configuration = Configuration::parse(QUICKSTART)?;
+    let segments: Vec<_> = (0..8).map(|seed| configuration.whole_run(seed)).collect();
+    let mut trainers = segments.iter().map(Trainer::fresh).collect::<Result<Vec<_>, _>>()?;
+    let (start, mut steps) = (Instant::now(), 0);
+    while start.elapsed().as_secs_f64() < seconds {
+        let some = |trainer: &mut Trainer<'_>| (0..AT_ONCE).try_for_each(|_| trainer.advance().map(drop));
+        trainers.par_iter_mut().with_max_len(1).try_for_each(some)?;
+        steps += 8 * AT_ONCE;
+    }
+    Ok(f64::from(steps) / start.elapsed().as_secs_f64())
 }
 
 /// Steps per second over at least `seconds`, after a warm-up of a tenth of that.
