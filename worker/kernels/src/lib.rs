@@ -27,6 +27,7 @@ mod attend_backward;
 mod attend_block;
 mod attention;
 mod buffer;
+pub mod cuda;
 mod cross_entropy;
 mod dispatch;
 mod float;
