@@ -281,7 +281,7 @@ fn attention_agrees_with_the_reference_whatever_fits_a_block() -> Result<()> {
         (1, 80, 15, 5, 12_000),
         (1, 256, 128, 1, H100),
     ] {
-        for scale in [1.0, 30.0] {
+        for scale in [1.0, 4.0] {
             let (qkv, grad) = (input(1, &[sequences, tokens, 3 * d], scale), input(2, &[sequences, tokens, d], 1.0));
             let what = format!("attention of {sequences} × {tokens} × {d}, {heads} heads in {shared} bytes at {scale}");
             let got = assert_stacked_as_alone(&what, sequences, |part| {

@@ -83,7 +83,8 @@ constexpr unsigned LANES = 32;
 constexpr size_t STACK = 128 * 1024;
 
 inline std::vector<Fibre> fibres;
-inline std::vector<char> stacks;
+// Of all threads; only what is used of it exists.
+inline char* stacks = nullptr;
 // Of each thread what it showed when its warp last met.
 inline std::vector<uint64_t> seen;
 inline jmp_buf scheduler;
@@ -138,7 +139,7 @@ inline void run_block(const std::vector<unsigned>& order) {
         fibre.started = false;
         fibre.state = State::Ready;
         getcontext(&fibre.context);
-        fibre.context.uc_stack.ss_sp = stacks.data() + i * STACK;
+        fibre.context.uc_stack.ss_sp = stacks + i * STACK;
         fibre.context.uc_stack.ss_size = STACK;
         fibre.context.uc_link = nullptr;
         makecontext(&fibre.context, fibre_main, 0);
@@ -168,7 +169,9 @@ inline void launch(const std::function<void()>& kernel, Dim3 grid, unsigned thre
     body = &kernel;
     gridDim = grid, blockDim = {threads, 1, 1};
     fibres.resize(threads);
-    stacks.resize(threads * STACK);
+    void* at = mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) fail("no memory for stacks");
+    stacks = static_cast<char*>(at);
     seen.resize(threads);
     shared = Guarded(bytes);
     std::vector<unsigned> order = order_of(threads, how);
