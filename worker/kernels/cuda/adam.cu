@@ -37,9 +37,9 @@ __device__ inline double power(double x, u32 n) {
     }
 }
 
-// The factors of each run's update, computed in f64 (1 - 0.9999 in f32 would be wrong in its fourth digit), and its norm
-// into the ring `norms` (S, slots). `step` (S) is the update, from 1, and is counted up; its learning rate stands at
-// `learning_rates` (S, slots), slot step % slots; `limit` (S) is infinite where nothing is clipped. Grid (1, S).
+// The factors of each run's update, computed in f64 (1 - 0.9999 in f32 would be wrong in its fourth digit), and its
+// norm into the ring `norms` (S, slots). `step` (S) is the update, from 1, and is counted up; its learning rate stands
+// at `learning_rates` (S, slots), slot step % slots; `limit` (S) is infinite where nothing is clipped. Grid (1, S).
 extern "C" __global__ void adam_rates(
     const double* __restrict__ partials, int parts, const double* __restrict__ learning_rates,
     const double* __restrict__ limit, int slots, double beta1, double beta2, double epsilon, u64* step,

@@ -1,4 +1,5 @@
-// Causal self-attention of short sequences from packed queries, keys and values, (sequences, T, 3d) to (sequences, T, d).
+// Causal self-attention of short sequences from packed queries, keys and values, (sequences, T, 3d) to (sequences, T,
+// d).
 //
 // One block per sequence and head, with everything in shared memory. Queries are taken `chunk` at a time: all of them
 // where they fit, fewer for long sequences or wide heads. Keys and values take turns in one tile, so that T = 256 with
@@ -94,8 +95,8 @@ __device__ inline void weighted_tile(
     }
 }
 
-// out[j] += the sum over the queries i of weights[i][j] * rows[i], for all keys j that any of them sees; where no earlier
-// query saw it, it is written instead.
+// out[j] += the sum over the queries i of weights[i][j] * rows[i], for all keys j that any of them sees; where no
+// earlier query saw it, it is written instead.
 __device__ inline void weighted_rows(
     const Heads& of, const float* weights, const float* rows, int first, int count, float* out
 ) {
@@ -153,8 +154,8 @@ extern "C" __global__ void attention_forward(
 }
 
 // The gradient by qkv, given that by the output. With P the probabilities and G the gradient: dV = P'G, dP = GV',
-// dS = P(dP - sum P dP), dQ = dS K, dK = dS'Q. The parts of dK and dV of each chunk are added in order by the thread that
-// wrote the first.
+// dS = P(dP - sum P dP), dQ = dS K, dK = dS'Q. The parts of dK and dV of each chunk are added in order by the thread
+// that wrote the first.
 extern "C" __global__ void attention_backward(
     const float* __restrict__ qkv, const float* __restrict__ grad, int tokens, int d, int heads, int chunk,
     float* __restrict__ dqkv

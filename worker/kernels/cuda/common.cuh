@@ -1,13 +1,13 @@
 // What all kernels share. NVRTC is given this text in place of the line that includes it, and no other header.
 //
 // Conventions of every kernel:
-// - Matrices are row-major and f32. Activations of S stacked runs are dense, (S, rows, width); parameters of all runs and
-//   their gradients lie `stride` elements apart from run to run. blockIdx.y is the run.
-// - No atomics: every sum has a fixed order, which the launch alone determines, so that a run has the same bytes whenever
-//   it is computed, and whatever other runs are stacked with it.
+// - Matrices are row-major and f32. Activations of S stacked runs are dense, (S, rows, width); parameters of all runs
+//   and their gradients lie `stride` elements apart from run to run. blockIdx.y is the run.
+// - No atomics: every sum has a fixed order, which the launch alone determines, so that a run has the same bytes
+//   whenever it is computed, and whatever other runs are stacked with it.
 // - Blocks are whole warps. Compiled without contraction (--fmad=false) and with correctly rounded division and square
-//   root, and a fused multiplication only where fmaf is written: the same sources, compiled for the CPU, compute the same
-//   bytes (see emulate/cuda_emulation.h).
+//   root, and a fused multiplication only where fmaf is written: the same sources, compiled for the CPU, compute the
+//   same bytes (see emulate/cuda_emulation.h).
 #ifndef TASKVEC_COMMON
 #define TASKVEC_COMMON
 
@@ -34,8 +34,8 @@ __device__ inline float clamped(float x, float low, float high) {
     return x > high ? high : x;
 }
 
-// e to the power x, which is first clamped to [-87, 88]; NaN stays NaN. Cephes' expf, as on the CPU (src/float.rs), whose
-// AVX paths it equals bit for bit: x = n ln 2 + r, a polynomial in r, and n put into the exponent. Within 2 ulp.
+// e to the power x, which is first clamped to [-87, 88]; NaN stays NaN. Cephes' expf, as on the CPU (src/float.rs),
+// whose AVX paths it equals bit for bit: x = n ln 2 + r, a polynomial in r, and n put into the exponent. Within 2 ulp.
 __device__ inline float exponential(float x) {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     const float ROUND = 12582912.0f;

@@ -1,7 +1,7 @@
 // The nearest others of every point, as worker/science/src/analysis/knn.rs finds them: distances are sums of squared
 // differences in f64, in the same order and with the same roundings, so that the order of neighbours is the same; of
-// equally distant points the one with the lower index is nearer; a point is not its own neighbour. A distance that is NaN
-// is farther than all others.
+// equally distant points the one with the lower index is nearer; a point is not its own neighbour. A distance that is
+// NaN is farther than all others.
 #include "common.cuh"
 
 // Eight partial sums added in order, and then what is left over: nothing is fused.
@@ -29,8 +29,8 @@ __device__ inline bool nearer(double a, int i, double b, int j) {
     return a < b || (a == b && i < j);
 }
 
-// `sets` sets of points (sets, n, dim), whose `k` nearest (at most n - 1) go to (sets, n, k), nearest first. A block takes
-// a point; others count how many are nearer than each. Shared doubles: n. Grid (n, sets).
+// `sets` sets of points (sets, n, dim), whose `k` nearest (at most n - 1) go to (sets, n, k), nearest first. A block
+// takes a point; others count how many are nearer than each. Shared doubles: n. Grid (n, sets).
 extern "C" __global__ void neighbours(const float* __restrict__ points, int n, int dim, int k, u32* __restrict__ out) {
     DYNAMIC_SHARED(double, distances);
     int self = blockIdx.x;

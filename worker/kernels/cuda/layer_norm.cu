@@ -31,8 +31,8 @@ extern "C" __global__ void layer_norm_forward(
 }
 
 // Adds the gradient by x to dx, given that by the output: with n the normalised row and h = grad * weight,
-// (h - mean(h) - n * mean(h * n)) / sqrt(variance + eps). Those by weight and bias are summed over the rows of the block
-// into `partials` (S, blocks, 2d), for `sum_partials`. Grid (rows / LAYER_NORM_ROWS, S).
+// (h - mean(h) - n * mean(h * n)) / sqrt(variance + eps). Those by weight and bias are summed over the rows of the
+// block into `partials` (S, blocks, 2d), for `sum_partials`. Grid (rows / LAYER_NORM_ROWS, S).
 extern "C" __global__ void layer_norm_backward(
     const float* __restrict__ x, const float* __restrict__ weight, i64 stride, const float* __restrict__ grad,
     float eps, int rows, int d, float* __restrict__ dx, float* __restrict__ partials

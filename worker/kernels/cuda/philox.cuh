@@ -1,6 +1,6 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011) and Box-Muller in f64, as worker/science/src/rng makes
-// them, bit for bit. The logarithm, sine and cosine are made of operations that every IEEE machine rounds alike, written
-// here as the intrinsics that are never contracted; no function of libm or libdevice, which differ, is called.
+// Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011) and Box-Muller in f64, as worker/science/src/rng
+// makes them, bit for bit. The logarithm, sine and cosine are made of operations that every IEEE machine rounds alike,
+// written here as the intrinsics that are never contracted; no function of libm or libdevice, which differ, is called.
 #ifndef TASKVEC_PHILOX
 #define TASKVEC_PHILOX
 

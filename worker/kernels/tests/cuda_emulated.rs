@@ -35,7 +35,11 @@ fn input(seed: u64, shape: &[usize], scale: f64) -> Input {
 }
 
 /// What the plain operation gives in f64, and the gradients by all inputs of its sum weighted by `grad`.
-fn plain(op: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[&Input], grad: &Input) -> Result<(Vec<f64>, Vec<Vec<f64>>)> {
+fn plain(
+    op: impl Fn(&[Tensor]) -> Result<Tensor>,
+    inputs: &[&Input],
+    grad: &Input,
+) -> Result<(Vec<f64>, Vec<Vec<f64>>)> {
     let tensor = |input: &Input| {
         Tensor::from_slice(&input.values, input.shape.as_slice(), &candle_core::Device::Cpu)?.to_dtype(DType::F64)
     };
@@ -70,7 +74,11 @@ fn stacked(runs: usize) -> Vec<std::ops::Range<usize>> {
 }
 
 /// What `make` gives for all runs together is, run for run, what it gives for each alone, byte for byte.
-fn assert_stacked_as_alone(what: &str, runs: usize, make: impl Fn(std::ops::Range<usize>) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+fn assert_stacked_as_alone(
+    what: &str,
+    runs: usize,
+    make: impl Fn(std::ops::Range<usize>) -> Vec<Vec<f32>>,
+) -> Vec<Vec<f32>> {
     let mut all = stacked(runs).into_iter().map(make);
     let together = all.next().expect("the whole");
     for (run, alone) in all.enumerate() {

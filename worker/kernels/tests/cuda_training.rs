@@ -41,8 +41,11 @@ fn losses_go_to_their_slots_and_gradients_are_theirs() {
         let losses = memory.read_doubles(losses);
         for run in 0..runs {
             let part = run * count..(run + 1) * count;
-            let errors: Vec<f64> =
-                predicted[part.clone()].iter().zip(&target[part.clone()]).map(|(p, t)| f64::from(*p) - f64::from(*t)).collect();
+            let errors: Vec<f64> = predicted[part.clone()]
+                .iter()
+                .zip(&target[part.clone()])
+                .map(|(p, t)| f64::from(*p) - f64::from(*t))
+                .collect();
             let slot = (run * SLOTS + steps[run] as usize % SLOTS) * 2;
             let mean = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>() / count as f64;
             let of_zero = mean(&mut target[part.clone()].iter().map(|&t| f64::from(t)));
@@ -142,9 +145,8 @@ fn a_diverging_run_stays_as_it_is_and_the_others_do_not_notice() {
 /// The rules of the analysis, written out.
 fn nearest(points: &[f32], dim: usize, k: usize) -> Vec<u32> {
     let rows: Vec<&[f32]> = points.chunks(dim).collect();
-    let distance = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
-    };
+    let distance =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum() };
     let near = |i: usize| {
         let mut others: Vec<(f64, u32)> =
             (0..rows.len()).filter(|&j| j != i).map(|j| (distance(rows[i], rows[j]), j as u32)).collect();

@@ -18,8 +18,22 @@ use taskvec_science::{
 };
 
 /// A mixture of `bases` bases of `rank` coordinates.
-fn mixture_of(overlap: Overlap, [dim, bases, rank, examples]: [u32; 4], y_channel: YChannel, weight_mean: f64) -> SparseLinear {
-    SparseLinear { dim, bases, rank, overlap, examples, noise_variance: 0.01 + weight_mean.abs() / 7.0, weight_mean, y_channel }
+fn mixture_of(
+    overlap: Overlap,
+    [dim, bases, rank, examples]: [u32; 4],
+    y_channel: YChannel,
+    weight_mean: f64,
+) -> SparseLinear {
+    SparseLinear {
+        dim,
+        bases,
+        rank,
+        overlap,
+        examples,
+        noise_variance: 0.01 + weight_mean.abs() / 7.0,
+        weight_mean,
+        y_channel,
+    }
 }
 
 /// What the runs of one launch are: all but the shape may differ.
@@ -115,8 +129,7 @@ fn neighbours_are_those_of_the_cpu() {
         let (place, out) = (memory.floats(&values), memory.unwritten(4 * sets * points * k));
         memory.run(&Points { sets, points, dim }.neighbours(k, [place, out]));
         let wide: Vec<f64> = values.iter().map(|&v| v.into()).collect();
-        let want: Vec<u32> =
-            wide.chunks(points * dim).flat_map(|set| knn::neighbours(set, dim, k).concat()).collect();
+        let want: Vec<u32> = wide.chunks(points * dim).flat_map(|set| knn::neighbours(set, dim, k).concat()).collect();
         assert_eq!(memory.read_words(out), want, "{sets} × {points} × {dim}, {k} nearest");
     }
 }

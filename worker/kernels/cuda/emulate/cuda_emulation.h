@@ -8,8 +8,9 @@
 // - shared memory that is read before it is written holds NaN. (Static shared memory keeps what the last block left.)
 // Threads and blocks may be run in any order: who gets other bytes in another has a race.
 //
-// Arithmetic is that of the device as the kernels are compiled there: nothing contracted, division, square root and fmaf
-// rounded once, subnormal numbers kept. Elementary functions of libm may differ from the device's in the last bits.
+// Arithmetic is that of the device as the kernels are compiled there: nothing contracted, division, square root and
+// fmaf rounded once, subnormal numbers kept. Elementary functions of libm may differ from the device's in the last
+// bits.
 #pragma once
 
 #include <algorithm>
@@ -169,7 +170,8 @@ inline void launch(const std::function<void()>& kernel, Dim3 grid, unsigned thre
     body = &kernel;
     gridDim = grid, blockDim = {threads, 1, 1};
     fibres.resize(threads);
-    void* at = mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* at = mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (at == MAP_FAILED) fail("no memory for stacks");
     stacks = static_cast<char*>(at);
     seen.resize(threads);

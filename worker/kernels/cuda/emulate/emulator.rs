@@ -1,5 +1,5 @@
-//! Executes launches on the CPU: the kernels are compiled by g++ with `cuda_emulation.h` into a program that executes one
-//! launch. A module of the tests that need it.
+//! Executes launches on the CPU: the kernels are compiled by g++ with `cuda_emulation.h` into a program that executes
+//! one launch. A module of the tests that need it.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},

@@ -1,8 +1,8 @@
 // Executes one launch: read from the standard input, the buffers as they are afterwards to the standard output.
 //
-// A launch is the kernel's name, the grid (x, y, z), threads of a block, bytes of shared memory, the order of threads, the
-// number of buffers and their bytes, the number of arguments and the arguments. Numbers are 32 bits, little-endian; names
-// and bytes have their length before them.
+// A launch is the kernel's name, the grid (x, y, z), threads of a block, bytes of shared memory, the order of threads,
+// the number of buffers and their bytes, the number of arguments and the arguments. Numbers are 32 bits, little-endian;
+// names and bytes have their length before them.
 #include "cuda_emulation.h"
 
 #include "kernels.h"
@@ -35,7 +35,8 @@ T unpacked(Argument& argument, int index) {
 template <class... T, size_t... I>
 std::function<void()> bound(void (*kernel)(T...), std::vector<Argument>& arguments, std::index_sequence<I...>) {
     if (arguments.size() != sizeof...(T)) {
-        emulation::fail("it has " + std::to_string(sizeof...(T)) + " arguments, not " + std::to_string(arguments.size()));
+        std::string takes = std::to_string(sizeof...(T)), given = std::to_string(arguments.size());
+        emulation::fail("it takes " + takes + " arguments and was given " + given);
     }
     std::tuple<T...> values{unpacked<T>(arguments[I], I)...};
     return [=] { std::apply(kernel, values); };

@@ -30,7 +30,11 @@ impl Attention {
         let bytes = |chunk: usize| (tokens * (head | 1) + matrices * chunk * (head + tokens)) * size_of::<f32>();
         let fits = (1..=tokens).rev().find(|&chunk| bytes(chunk) <= self.shared);
         let chunk = fits.unwrap_or_else(|| {
-            panic!("attention of {tokens} tokens and heads of {head} needs {} bytes a block, of {}", bytes(1), self.shared)
+            panic!(
+                "attention of {tokens} tokens and heads of {head} needs {} bytes a block, of {}",
+                bytes(1),
+                self.shared
+            )
         });
         (chunk, bytes(chunk))
     }

@@ -11,6 +11,8 @@
 pub mod analysis;
 pub mod attention;
 mod call;
+#[cfg(feature = "cuda")]
+pub mod device;
 pub mod language;
 pub mod layers;
 mod sources;

@@ -59,10 +59,7 @@ pub const RATES: usize = 8 * size_of::<f32>();
 /// Sums of squares of `grad` (S, count) in parts of 2¹⁴ elements, f64.
 pub fn squares<B: Bytes>(runs: usize, count: usize, [grad, partials]: [B; 2]) -> Call<B> {
     let parts = count.div_ceil(SQUARES);
-    Call::new("squares", [parts, runs, 1])
-        .floats(grad, runs * count)
-        .long(count)
-        .buffer::<f64>(partials, runs * parts)
+    Call::new("squares", [parts, runs, 1]).floats(grad, runs * count).long(count).buffer::<f64>(partials, runs * parts)
 }
 
 /// One update of (S, count) parameters by the factors that `adam_rates` left. A run whose gradient is not finite stays as it
