@@ -1,6 +1,7 @@
 // Softmax cross-entropy of some rows of logits (N, classes). Row `positions[i]` is that of target i; runs need no
 // dimension of their own but in the mean.
 #include "common.cuh"
+#include "logarithm.cuh"
 
 // What the backward needs of a row.
 struct Norm {
@@ -26,7 +27,8 @@ extern "C" __global__ void cross_entropy_forward(
     sum = block_sum(sum, sum_of);
     if (threadIdx.x != 0) return;
     norms[blockIdx.x] = {(double)largest, sum};
-    losses[blockIdx.x] = log(sum) + ((double)largest - (double)row[targets[blockIdx.x]]);
+    // The sum is at least 1: the largest has its share. What is not a number has no logarithm but itself.
+    losses[blockIdx.x] = (sum == sum ? exact_ln(sum) : sum) + ((double)largest - (double)row[targets[blockIdx.x]]);
 }
 
 // The mean of `count` losses of each run. Grid (1, S).

@@ -2,6 +2,7 @@
 // sequence's stream gives its basis; the normals from block 1 on are the weights of the basis's coordinates, then the
 // inputs, then the noise of each example.
 #include "common.cuh"
+#include "logarithm.cuh"
 #include "philox.cuh"
 
 // How sequences come by their basis.

@@ -1,6 +1,9 @@
 //! Executes launches on the CPU: the kernels are compiled by g++ with `cuda_emulation.h` into a program that executes
 //! one launch. A module of the tests that need it.
 
+#[cfg(feature = "cuda")]
+mod on_device;
+
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     io::Write,
@@ -90,7 +93,8 @@ impl Memory {
         self.read(place).as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
     }
 
-    /// Executes a launch, with threads in several orders, which must give the same bytes.
+    /// Executes a launch, with threads in several orders, which must give the same bytes, and so must a GPU where there is
+    /// one and the feature `cuda` is on.
     pub fn run(&mut self, call: &Call<Place>) {
         let program = program().expect("asked for by the caller");
         let after = ORDERS.map(|order| execute(program, call, &self.buffers, order));
@@ -98,6 +102,8 @@ impl Memory {
             assert!(other == &after[0], "{}: other bytes with threads in order {order}", call.kernel);
         }
         let [mut after, ..] = after;
+        #[cfg(feature = "cuda")]
+        on_device::assert_same(call, &self.buffers, &after);
         for buffer in &mut self.buffers {
             let rest = after.split_off(buffer.len());
             *buffer = std::mem::replace(&mut after, rest);

@@ -33,6 +33,19 @@ const THREADS: u32 = 256;
 /// Of a warp.
 pub(super) const WARP: usize = 32;
 
+impl<B> Call<B> {
+    /// The same launch with memory held by something else.
+    pub fn map<C>(&self, place: impl Fn(&B) -> C) -> Call<C> {
+        let argument = |argument: &Argument<B>| match argument {
+            Argument::Buffer(buffer) => Argument::Buffer(place(buffer)),
+            Argument::Null => Argument::Null,
+            Argument::Value(bytes) => Argument::Value(bytes.clone()),
+        };
+        let arguments = self.arguments.iter().map(argument).collect();
+        Call { kernel: self.kernel, grid: self.grid, threads: self.threads, shared: self.shared, arguments }
+    }
+}
+
 impl<B: Bytes> Call<B> {
     /// A launch of that many blocks.
     pub(super) fn new(kernel: &'static str, grid: [usize; 3]) -> Self {

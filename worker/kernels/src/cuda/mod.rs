@@ -5,6 +5,9 @@
 //! made by a function for each kernel ([`layers`], [`attention`], [`training`], [`language`], [`analysis`]), whatever holds the memory, so
 //! that the tests execute on any machine, on a CPU, the very launches that a GPU is given (`tests/cuda_emulated.rs`).
 //!
+//! With the feature `cuda` there is `device`, which launches them on a GPU; the tests then also demand its bytes to be
+//! those of the emulation (`cargo test --features cuda`).
+//!
 //! Not yet run on a device: what was shown so far is that the sources compile for sm_80 and sm_90
 //! (`tests/cuda_compiles.rs`), and what they compute when emulated.
 

@@ -12,8 +12,9 @@ pub struct Source {
 /// where one rounding is wanted the sources say `fmaf`.
 pub const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
 
-const HEADERS: [(&str, &str); 2] = [
+const HEADERS: [(&str, &str); 3] = [
     ("#include \"common.cuh\"", include_str!("../../cuda/common.cuh")),
+    ("#include \"logarithm.cuh\"", include_str!("../../cuda/logarithm.cuh")),
     ("#include \"philox.cuh\"", include_str!("../../cuda/philox.cuh")),
 ];
 
