@@ -1,5 +1,5 @@
-// The logarithm of worker/science/src/rng/normal.rs, bit for bit: made of operations that every IEEE machine rounds alike,
-// written as the intrinsics that are never contracted. (libm's and libdevice's differ in their last bits.)
+// The logarithm of worker/science/src/rng/normal.rs, bit for bit: made of operations that every IEEE machine rounds
+// alike, written as the intrinsics that are never contracted. (libm's and libdevice's differ in their last bits.)
 #ifndef TASKVEC_LOGARITHM
 #define TASKVEC_LOGARITHM
 

@@ -93,8 +93,8 @@ impl Memory {
         self.read(place).as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
     }
 
-    /// Executes a launch, with threads in several orders, which must give the same bytes, and so must a GPU where there is
-    /// one and the feature `cuda` is on.
+    /// Executes a launch, with threads in several orders, which must give the same bytes, and so must a GPU where there
+    /// is one and the feature `cuda` is on.
     pub fn run(&mut self, call: &Call<Place>) {
         let program = program().expect("asked for by the caller");
         let after = ORDERS.map(|order| execute(program, call, &self.buffers, order));

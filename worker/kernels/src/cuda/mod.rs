@@ -2,8 +2,9 @@
 //!
 //! The sources (`worker/kernels/cuda/*.cu`) are part of the program and are compiled when they are needed, for the GPU at
 //! hand, by NVRTC. A [`Call`] is one launch: which kernel, how many blocks, how much shared memory, which arguments. It is
-//! made by a function for each kernel ([`layers`], [`attention`], [`training`], [`language`], [`analysis`]), whatever holds the memory, so
-//! that the tests execute on any machine, on a CPU, the very launches that a GPU is given (`tests/cuda_emulated.rs`).
+//! made by a function for each kernel ([`layers`], [`attention`], [`training`], [`language`], [`analysis`]), whatever
+//! holds the memory, so that the tests execute on any machine, on a CPU, the very launches that a GPU is given
+//! (`tests/cuda_emulated.rs`).
 //!
 //! With the feature `cuda` there is `device`, which launches them on a GPU; the tests then also demand its bytes to be
 //! those of the emulation (`cargo test --features cuda`).
