@@ -106,7 +106,7 @@ fn updates_are_those_of_the_cpu_bit_for_bit() {
             let part = run * count..(run + 1) * count;
             let [mut param, grad, mut m, mut v] = [0, 1, 2, 3].map(|i| state.flat[i][part.clone()].to_vec());
             let want = grad.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-            assert!((norms[run] - want).abs() <= 1e-14 * want, "{}, not {want}", norms[run]);
+            assert!((norms[run] - want).abs() <= 1e-12 * want, "{}, not {want}", norms[run]);
             let grad_scale = (limits[run] / (norms[run] + 1e-6)).min(1.0);
             let at = Update { t: state.step[run], learning_rate: rates[run], grad_scale };
             slices::adam(&ADAM, &mut param, &grad, [&mut m, &mut v], at);
