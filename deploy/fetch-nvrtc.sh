@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Places NVIDIA's run-time compiler and assembler (no GPU needed, 250 MB) where the tests of CUDA kernels look for them.
+# Places NVIDIA's run-time compiler and assembler (no GPU needed, 330 MB) where the tests of CUDA kernels look for them.
 # Does nothing where they are there already.
 set -euo pipefail
 

@@ -3,6 +3,7 @@
 
 mod common;
 #[path = "../cuda/emulate/emulator.rs"]
+#[allow(dead_code, reason = "each test file uses its part")]
 mod emulator;
 
 use candle_core::{DType, Result, Tensor, Var};

@@ -39,14 +39,14 @@ fn losses_go_to_their_slots_and_gradients_are_theirs() {
         let (step, losses) = (memory.longs(&steps), memory.doubles(&vec![-1.0; runs * SLOTS * 2]));
         memory.run(&Rings { runs, slots: SLOTS }.mse(count, [p, t, step, p, losses]));
         let losses = memory.read_doubles(losses);
-        for run in 0..runs {
+        for (run, step) in steps.iter().enumerate() {
             let part = run * count..(run + 1) * count;
             let errors: Vec<f64> = predicted[part.clone()]
                 .iter()
                 .zip(&target[part.clone()])
                 .map(|(p, t)| f64::from(*p) - f64::from(*t))
                 .collect();
-            let slot = (run * SLOTS + steps[run] as usize % SLOTS) * 2;
+            let slot = (run * SLOTS + *step as usize % SLOTS) * 2;
             let mean = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>() / count as f64;
             let of_zero = mean(&mut target[part.clone()].iter().map(|&t| f64::from(t)));
             for (got, want) in losses[slot..].iter().zip([mean(&mut errors.iter().copied()), of_zero]) {
