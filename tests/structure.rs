@@ -34,11 +34,12 @@ const ROOMS: [(&str, &[&str]); 11] = [
 ];
 
 /// Outside crate → workspace crates that may use it.
-const OUTSIDE: [(&str, &[&str]); 6] = [
+const OUTSIDE: [(&str, &[&str]); 7] = [
     ("sqlx", &["taskvec-store"]),
     ("tonic", &["taskvec-wire", "taskvec-server", "taskvec-agent", "taskvec"]),
     ("tokio", &["taskvec-store", "taskvec-server", "taskvec-agent", "taskvec"]),
     ("candle-core", &["taskvec-kernels", "taskvec-science"]),
+    ("cudarc", &["taskvec-kernels"]),
     ("ureq", &["taskvec-hub"]),
     ("hf-hub", &["taskvec-hub"]),
 ];

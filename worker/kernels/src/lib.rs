@@ -28,6 +28,7 @@ mod attend_block;
 mod attention;
 mod buffer;
 mod cross_entropy;
+pub mod cuda;
 mod dispatch;
 mod float;
 mod gated;

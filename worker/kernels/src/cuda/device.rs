@@ -1,0 +1,268 @@
+//! Launches on a GPU, by the driver's own interface. Neither driver nor toolkit is needed to build this, and where there is
+//! no driver the program starts all the same and is told so.
+//!
+//! Not yet run on a device.
+
+use super::{Argument, Bytes, Call, OPTIONS, SOURCES};
+use cudarc::{
+    driver::{
+        CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result,
+        sys::{self, CUdeviceptr, CUfunction, CUmodule},
+    },
+    nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
+};
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, c_void},
+    fmt,
+    sync::Arc,
+};
+
+/// A GPU with the kernels on it, and the one stream on which everything happens in order.
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    modules: Vec<CUmodule>,
+    functions: BTreeMap<&'static str, CUfunction>,
+    shared: usize,
+}
+
+/// Why something is not done on a GPU.
+#[derive(Debug)]
+pub enum DeviceError {
+    /// There is no libcuda: no driver is installed.
+    NoDriver,
+    /// There is no libnvrtc.
+    NoCompiler,
+    /// NVRTC refuses a source.
+    Refused {
+        source: &'static str,
+        log: String,
+    },
+    /// A buffer and the host's memory beside it differ in length.
+    Length {
+        buffer: usize,
+        host: usize,
+    },
+    Driver(DriverError),
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDriver => write!(f, "there is no CUDA driver (libcuda.so.1): install NVIDIA's driver"),
+            Self::NoCompiler => {
+                write!(f, "there is no NVRTC (libnvrtc.so): install it (pip install nvidia-cuda-nvrtc)")
+            }
+            Self::Refused { source, log } => write!(f, "NVRTC refuses {source}.cu:\n{log}"),
+            Self::Length { buffer, host } => write!(f, "a buffer of {buffer} bytes and {host} on the host"),
+            Self::Driver(error) => write!(f, "CUDA: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for DeviceError {}
+
+impl From<DriverError> for DeviceError {
+    fn from(error: DriverError) -> Self {
+        Self::Driver(error)
+    }
+}
+
+/// Memory on the GPU, freed when dropped.
+pub struct Buffer {
+    slice: CudaSlice<u8>,
+    place: Place,
+}
+
+impl Buffer {
+    /// Where it is.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+}
+
+/// Where a kernel finds something; valid as long as the buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pointer: CUdeviceptr,
+    bytes: usize,
+}
+
+impl Place {
+    /// What lies behind the first so many f32.
+    ///
+    /// # Panics
+    /// Where there are fewer.
+    pub fn behind(self, floats: usize) -> Self {
+        let skipped = floats * size_of::<f32>();
+        assert!(skipped <= self.bytes, "{skipped} of {} bytes", self.bytes);
+        Self { pointer: self.pointer + skipped as CUdeviceptr, bytes: self.bytes - skipped }
+    }
+}
+
+impl Bytes for Place {
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Device {
+    /// GPU number `ordinal`, with all kernels compiled for it.
+    ///
+    /// # Errors
+    /// No driver, no NVRTC, no such GPU.
+    pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
+        // Asked first, since the loader panics.
+        // SAFETY: asks whether the libraries can be loaded.
+        let (driver, compiler) = unsafe { (sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present()) };
+        if !driver {
+            return Err(DeviceError::NoDriver);
+        }
+        if !compiler {
+            return Err(DeviceError::NoCompiler);
+        }
+        let context = CudaContext::new(ordinal)?;
+        let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared = context.attribute(optin)? as usize;
+        let stream = context.new_stream()?;
+        let mut device = Self { context, stream, modules: Vec::new(), functions: BTreeMap::new(), shared };
+        device.load()?;
+        Ok(device)
+    }
+
+    /// Bytes of shared memory that a block may have.
+    pub fn shared(&self) -> usize {
+        self.shared
+    }
+
+    fn load(&mut self) -> Result<(), DeviceError> {
+        let (major, minor) = self.context.compute_capability()?;
+        let architecture = format!("--gpu-architecture=compute_{major}{minor}");
+        self.context.bind_to_thread()?;
+        for source in SOURCES {
+            let options = CompileOptions {
+                name: Some(format!("{}.cu", source.name)),
+                options: OPTIONS.iter().map(|&option| option.to_owned()).chain([architecture.clone()]).collect(),
+                ..Default::default()
+            };
+            let ptx = compile_ptx_with_opts(source.text(), options).map_err(|error| match error {
+                CompileError::CompileError { log, .. } => {
+                    DeviceError::Refused { source: source.name, log: log.to_string_lossy().into_owned() }
+                }
+                other => DeviceError::Refused { source: source.name, log: format!("{other:?}") },
+            })?;
+            let text = CString::new(ptx.to_src()).expect("PTX has no zeros");
+            // SAFETY: the text ends with a zero and outlives the call; the context is current.
+            let module = unsafe { result::module::load_data(text.as_ptr().cast()) }?;
+            self.modules.push(module);
+            for kernel in source.kernels() {
+                let function = self.function(module, kernel)?;
+                self.functions.insert(kernel, function);
+            }
+        }
+        Ok(())
+    }
+
+    /// A kernel that may have as much shared memory as there is.
+    fn function(&self, module: CUmodule, kernel: &str) -> Result<CUfunction, DeviceError> {
+        let name = CString::new(kernel).expect("names have no zeros");
+        // SAFETY: the module is loaded in the current context, and lives as long as this device.
+        let function = unsafe { result::module::get_function(module, name) }?;
+        let [fixed, limit] = [
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+        ];
+        // SAFETY: the function is of the current context.
+        unsafe {
+            let fixed = result::function::get_function_attribute(function, fixed)?;
+            result::function::set_function_attribute(function, limit, self.shared as i32 - fixed)?;
+        }
+        Ok(function)
+    }
+
+    /// A buffer of zeros.
+    ///
+    /// # Errors
+    /// No memory is left.
+    pub fn zeros(&self, bytes: usize) -> Result<Buffer, DeviceError> {
+        let slice = self.stream.alloc_zeros::<u8>(bytes)?;
+        let pointer = slice.device_ptr(&self.stream).0;
+        Ok(Buffer { slice, place: Place { pointer, bytes } })
+    }
+
+    /// Replaces a buffer's content.
+    ///
+    /// # Errors
+    /// Another length; the driver's errors.
+    pub fn write(&self, buffer: &mut Buffer, bytes: &[u8]) -> Result<(), DeviceError> {
+        if buffer.place.bytes != bytes.len() {
+            return Err(DeviceError::Length { buffer: buffer.place.bytes, host: bytes.len() });
+        }
+        Ok(self.stream.memcpy_htod(bytes, &mut buffer.slice)?)
+    }
+
+    /// A buffer's content, once all that was launched before is done.
+    ///
+    /// # Errors
+    /// The driver's, among them those of earlier launches.
+    pub fn read(&self, buffer: &Buffer) -> Result<Vec<u8>, DeviceError> {
+        let mut bytes = vec![0; buffer.place.bytes];
+        self.stream.memcpy_dtoh(&buffer.slice, &mut bytes)?;
+        self.stream.synchronize()?;
+        Ok(bytes)
+    }
+
+    /// Puts a launch behind those before it; does not wait.
+    ///
+    /// # Safety
+    /// The buffers live until the launch is done, and what of their content is an index is within what it points into
+    /// (the lengths themselves were checked when the call was made).
+    ///
+    /// # Errors
+    /// The driver's.
+    pub unsafe fn launch(&self, call: &Call<Place>) -> Result<(), DeviceError> {
+        let function = self.functions.get(call.kernel).copied().expect("calls are of our kernels");
+        let pointer = |argument: &Argument<Place>| match argument {
+            Argument::Buffer(place) => place.pointer,
+            Argument::Null | Argument::Value(_) => 0,
+        };
+        let pointers: Vec<CUdeviceptr> = call.arguments.iter().map(pointer).collect();
+        let mut arguments: Vec<*mut c_void> = call
+            .arguments
+            .iter()
+            .zip(&pointers)
+            .map(|(argument, pointer)| match argument {
+                Argument::Value(bytes) => bytes.as_ptr().cast_mut().cast(),
+                Argument::Buffer(_) | Argument::Null => std::ptr::from_ref(pointer).cast_mut().cast(),
+            })
+            .collect();
+        let [x, y, z] = call.grid;
+        self.context.bind_to_thread()?;
+        // SAFETY: the arguments are those of the kernel, as the emulated tests check for every call that can be made; the
+        // driver copies them before it returns. The rest the caller promises.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (call.threads, 1, 1),
+                call.shared,
+                self.stream.cu_stream(),
+                &mut arguments,
+            )
+        }?;
+        Ok(())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // What is still running uses the kernels. Errors are those of launches, which nobody is left to hear.
+        let _ = self.stream.synchronize();
+        let _ = self.context.bind_to_thread();
+        for module in self.modules.drain(..) {
+            // SAFETY: loaded by `load`, in this context; nobody else has it.
+            let _ = unsafe { result::module::unload(module) };
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Launches of the layers' operations.
+
+use super::{Bytes, Call};
+
+/// Activations (S, rows, width) of S runs, dense, and the distance of their parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stacked {
+    /// S.
+    pub runs: usize,
+    pub rows: usize,
+    pub width: usize,
+    /// From the parameters of one run to those of the next, in elements.
+    pub stride: usize,
+}
+
+/// Rows that one partial sum covers (`LAYER_NORM_ROWS`, `RMS_NORM_ROWS` and `SUM_ROWS` of the sources).
+const ROWS: usize = 32;
+
+impl Stacked {
+    fn len(self) -> usize {
+        let each = self.rows * self.width;
+        assert!(i32::try_from(each).is_ok(), "{each} elements of a run: at most 2^31 - 1");
+        self.runs * each
+    }
+
+    /// Elements of a parameter that has `len` in each run.
+    fn of_parameter(self, len: usize) -> usize {
+        (self.runs - 1) * self.stride + len
+    }
+
+    /// Partial sums of each run over its rows.
+    pub fn parts(self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+}
+
+/// `(x − mean) / √(variance + eps) · weight + bias`.
+pub fn layer_norm<B: Bytes>(of: Stacked, eps: f64, [x, weight, bias, out]: [B; 4]) -> Call<B> {
+    Call::warp_each("layer_norm_forward", of.rows, of.runs)
+        .floats(x, of.len())
+        .floats(weight, of.of_parameter(of.width))
+        .floats(bias, of.of_parameter(of.width))
+        .long(of.stride)
+        .float(eps as f32)
+        .int(of.rows)
+        .int(of.width)
+        .floats(out, of.len())
+}
+
+/// Adds the gradient by `x` to `dx`; leaves the parts of those by weight and bias in `partials` (S, parts, 2·width), for
+/// [`sum_partials`].
+pub fn layer_norm_backward<B: Bytes>(of: Stacked, eps: f64, [x, weight, grad, dx, partials]: [B; 5]) -> Call<B> {
+    Call::new("layer_norm_backward", [of.parts(), of.runs, 1])
+        .floats(x, of.len())
+        .floats(weight, of.of_parameter(of.width))
+        .long(of.stride)
+        .floats(grad, of.len())
+        .float(eps as f32)
+        .int(of.rows)
+        .int(of.width)
+        .floats(dx, of.len())
+        .floats(partials, of.runs * of.parts() * 2 * of.width)
+}
+
+/// `x / √(mean(x²) + eps) · weight`.
+pub fn rms_norm<B: Bytes>(of: Stacked, eps: f64, [x, weight, out]: [B; 3]) -> Call<B> {
+    Call::warp_each("rms_norm_forward", of.rows, of.runs)
+        .floats(x, of.len())
+        .floats(weight, of.of_parameter(of.width))
+        .long(of.stride)
+        .float(eps as f32)
+        .int(of.rows)
+        .int(of.width)
+        .floats(out, of.len())
+}
+
+/// Adds the gradient by `x` to `dx`; leaves the parts of that by the weight in `partials` (S, parts, width), for
+/// [`sum_partials`].
+pub fn rms_norm_backward<B: Bytes>(of: Stacked, eps: f64, [x, weight, grad, dx, partials]: [B; 5]) -> Call<B> {
+    Call::new("rms_norm_backward", [of.parts(), of.runs, 1])
+        .floats(x, of.len())
+        .floats(weight, of.of_parameter(of.width))
+        .long(of.stride)
+        .floats(grad, of.len())
+        .float(eps as f32)
+        .int(of.rows)
+        .int(of.width)
+        .floats(dx, of.len())
+        .floats(partials, of.runs * of.parts() * of.width)
+}
+
+/// `out = gelu(x + bias)`, in its tanh form, and its derivative in `slope` where there is one. `out` may be `x`.
+pub fn bias_gelu<B: Bytes>(of: Stacked, [x, bias, out]: [B; 3], slope: Option<B>) -> Call<B> {
+    Call::each("bias_gelu", of.rows * of.width, of.runs)
+        .floats(x, of.len())
+        .floats(bias, of.of_parameter(of.width))
+        .long(of.stride)
+        .int(of.rows)
+        .int(of.width)
+        .floats(out, of.len())
+        .maybe_floats(slope, of.len())
+}
+
+/// `out = grad · slope`, by element. `out` may be `grad`.
+pub fn gelu_backward<B: Bytes>(of: Stacked, [grad, slope, out]: [B; 3]) -> Call<B> {
+    Call::each("gelu_backward", of.rows * of.width, of.runs)
+        .floats(grad, of.len())
+        .floats(slope, of.len())
+        .int(of.rows * of.width)
+        .floats(out, of.len())
+}
+
+/// `out = x + bias`, plus `residual` where there is one. `out` may be `x`.
+pub fn bias_residual<B: Bytes>(of: Stacked, [x, bias, out]: [B; 3], residual: Option<B>) -> Call<B> {
+    Call::each("bias_residual", of.rows * of.width, of.runs)
+        .floats(x, of.len())
+        .floats(bias, of.of_parameter(of.width))
+        .long(of.stride)
+        .maybe_floats(residual, of.len())
+        .int(of.rows)
+        .int(of.width)
+        .floats(out, of.len())
+}
+
+/// `out = x + bias + positions`, with `positions` (tokens, width) for each sequence of `tokens` rows. `out` may be `x`.
+pub fn bias_positions<B: Bytes>(of: Stacked, tokens: usize, [x, bias, positions, out]: [B; 4]) -> Call<B> {
+    Call::each("bias_positions", of.rows * of.width, of.runs)
+        .floats(x, of.len())
+        .floats(bias, of.of_parameter(of.width))
+        .floats(positions, of.of_parameter(tokens * of.width))
+        .long(of.stride)
+        .int(of.rows)
+        .int(of.width)
+        .int(tokens)
+        .floats(out, of.len())
+}
+
+/// The parts of the sums over rows, in `partials` (S, parts, width), for [`sum_partials`].
+pub fn column_sums<B: Bytes>(of: Stacked, [x, partials]: [B; 2]) -> Call<B> {
+    let mut call = Call::each("column_sums", of.width, of.runs)
+        .floats(x, of.len())
+        .int(of.rows)
+        .int(of.width)
+        .floats(partials, of.runs * of.parts() * of.width);
+    call.grid[2] = u32::try_from(of.parts()).ok().filter(|&parts| parts < 1 << 16).expect("at most 2^21 rows");
+    call
+}
+
+/// Sums `partials` (S, `of.parts()`, widths) over the parts: the first of the `outs` gets its width of columns, the second
+/// those behind.
+pub fn sum_partials<B: Bytes>(of: Stacked, partials: B, first: (B, usize), rest: Option<(B, usize)>) -> Call<B> {
+    let (rest, behind) = rest.map_or((None, 0), |(buffer, width)| (Some(buffer), width));
+    let width = first.1 + behind;
+    Call::each("sum_partials", width, of.runs)
+        .floats(partials, of.runs * of.parts() * width)
+        .int(of.parts())
+        .int(width)
+        .int(first.1)
+        .floats(first.0, of.of_parameter(first.1))
+        .maybe_floats(rest, of.of_parameter(behind))
+        .long(of.stride)
+}
+
+/// The even ones of `2·rows` rows: (2·rows, width) to (rows, width).
+pub fn gather_even<B: Bytes>(rows: usize, width: usize, [from, to]: [B; 2]) -> Call<B> {
+    Call::each("gather_even", rows * width, 1)
+        .floats(from, 2 * rows * width)
+        .int(rows)
+        .int(width)
+        .floats(to, rows * width)
+}
+
+/// The opposite, with zeros at the odd rows.
+pub fn scatter_even<B: Bytes>(rows: usize, width: usize, [from, to]: [B; 2]) -> Call<B> {
+    Call::each("scatter_even", rows * width, 1)
+        .floats(from, rows * width)
+        .int(rows)
+        .int(width)
+        .floats(to, 2 * rows * width)
+}

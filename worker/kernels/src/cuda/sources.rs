@@ -1,0 +1,55 @@
+//! The text of the kernels.
+
+/// One compilation unit: the kernels of one file.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// The file's name without its ending.
+    pub name: &'static str,
+    text: &'static str,
+}
+
+/// What NVRTC and nvcc are told beside the architecture. Without contraction a × b + c is rounded twice, as on the CPU;
+/// where one rounding is wanted the sources say `fmaf`.
+pub const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
+
+const HEADERS: [(&str, &str); 3] = [
+    ("#include \"common.cuh\"", include_str!("../../cuda/common.cuh")),
+    ("#include \"logarithm.cuh\"", include_str!("../../cuda/logarithm.cuh")),
+    ("#include \"philox.cuh\"", include_str!("../../cuda/philox.cuh")),
+];
+
+macro_rules! sources {
+    ($($name:literal),* $(,)?) => {
+        [$(Source { name: $name, text: include_str!(concat!("../../cuda/", $name, ".cu")) }),*]
+    };
+}
+
+/// All of them.
+pub const SOURCES: [Source; 13] = sources![
+    "adam",
+    "attention",
+    "bias",
+    "cross_entropy",
+    "gated",
+    "knn",
+    "layer_norm",
+    "mixture",
+    "mse",
+    "positions",
+    "rms_norm",
+    "rotary",
+    "sums",
+];
+
+impl Source {
+    /// The text with our headers in it, as NVRTC takes it: it includes nothing.
+    pub fn text(&self) -> String {
+        HEADERS.iter().fold(self.text.to_owned(), |text, (line, header)| text.replace(line, header))
+    }
+
+    /// Names of its kernels, in order.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
+        let after = |part: &'static str| part.split(['(', ' ']).next();
+        self.text.split("extern \"C\" __global__ void ").skip(1).filter_map(after)
+    }
+}
