@@ -19,8 +19,7 @@ Examples:
     )]
     Forward(ModelForward),
     /// Fetch a model from the HuggingFace hub into its cache on this machine
-    #[command(
-        after_help = "Fetched is what is read here: config.json, the tokenizer, and the weights as safetensors.
+    #[command(after_help = "Fetched is what is read here: config.json, the tokenizer, and the weights as safetensors.
 Sweeps then name the model as OWNER/NAME. What was broken off goes on where it stopped.
 Environment, as of HuggingFace's own tools: HF_HUB_CACHE or HF_HOME (where to), HF_TOKEN (for
 what is not public), HF_ENDPOINT (another hub), HF_HUB_OFFLINE=1 (fetch nothing).
@@ -28,8 +27,7 @@ Without a network, copy config.json, tokenizer.json and model.safetensors (or it
 every shard) from elsewhere into one folder, and give sweeps its path instead.
 Examples:
   taskvec model fetch HuggingFaceTB/SmolLM2-135M
-  taskvec model fetch allenai/OLMo-1B-hf --revision 'step1*000-*'"
-    )]
+  taskvec model fetch allenai/OLMo-1B-hf --revision 'step1*000-*'")]
     Fetch(ModelFetch),
 }
 

@@ -19,7 +19,9 @@ pub enum HubError {
     #[error("`{0}` is not the name of a revision; that is a branch, a tag or a commit")]
     BadRevision(String),
 
-    #[error("the hub at {endpoint} cannot be reached ({reason}); try again, or give the path of a folder with the model")]
+    #[error(
+        "the hub at {endpoint} cannot be reached ({reason}); try again, or give the path of a folder with the model"
+    )]
     Unreachable { endpoint: String, reason: String },
 
     #[error("the hub at {endpoint} cannot answer at the moment (status {status})")]

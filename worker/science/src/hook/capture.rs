@@ -28,9 +28,11 @@ impl Capture {
     /// # Errors
     /// Where nothing was kept, or where it is one of rows (patterns differ in their number of keys): see [`Self::visits`].
     pub fn take(&mut self, point: HookPoint) -> Result<Tensor> {
+        if point.is_of_row() {
+            candle_core::bail!("{point} is read visit by visit");
+        }
         match self.kept.remove(&point) {
             None => candle_core::bail!("nothing was captured at {point}"),
-            Some(_) if point.is_of_row() => candle_core::bail!("{point} is read visit by visit"),
             Some(parts) => Tensor::cat(&parts, 0),
         }
     }
