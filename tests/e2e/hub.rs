@@ -135,23 +135,30 @@ fn revisions_are_fetched_by_pattern() {
     assert!(refused.stderr.contains("matches `stage*`; there are `main`, `step1000`, `step20`"), "{}", refused.stderr);
 }
 
-#[test]
-fn a_worker_fetches_the_model_that_it_lacks() {
-    let dir = folder();
+/// A hub with the models `somebody/tiny` and `other`, a server beside whose cache both are, and a worker whose cache, in
+/// `dir/worker`, has none.
+fn worker_without_models(dir: &Path, other: &str) -> (FakeHub, Stack) {
     let hub = FakeHub::with("somebody/tiny", repository(&[("main", tiny(1))]));
-    hub.state.lock().expect("the state").models.insert("somebody/gone".to_owned(), repository(&[("main", tiny(2))]));
-    let (planner, worker) = (dir.path().join("planner"), dir.path().join("worker"));
-    for name in ["somebody/tiny", "somebody/gone"] {
+    hub.state.lock().expect("the state").models.insert(other.to_owned(), repository(&[("main", tiny(2))]));
+    let planner = dir.join("planner");
+    for name in ["somebody/tiny", other] {
         fetch(&hub, &planner, &[name]).ok();
     }
     let mut stack = Stack::idle();
     stack.set_environment(&[("HF_HOME", planner.display().to_string())]);
     stack.start_server();
-    stack.set_environment(&environment(&hub.endpoint(), &worker));
+    stack.set_environment(&environment(&hub.endpoint(), &dir.join("worker")));
     stack.start_worker();
+    (hub, stack)
+}
+
+#[test]
+fn a_worker_fetches_the_model_that_it_lacks() {
+    let dir = folder();
+    let (hub, stack) = worker_without_models(dir.path(), "somebody/gone");
     stack.submit(&sweep(dir.path(), "somebody/tiny"));
     stack.wait().ok();
-    assert!(worker.join("hub/models--somebody--tiny/refs/main").is_file());
+    assert!(dir.path().join("worker/hub/models--somebody--tiny/refs/main").is_file());
     assert!(stack.one("SELECT count(*) FROM results.icl").as_i64() > Some(0));
     // What the hub does not have fails at once, with both reasons.
     hub.state.lock().expect("the state").models.remove("somebody/gone");
@@ -175,17 +182,7 @@ fn hold(hub: &FakeHub, hold: bool) {
 #[test]
 fn a_fetch_outlives_the_lease_and_ends_when_nobody_wants_it() {
     let dir = folder();
-    let hub = FakeHub::with("somebody/tiny", repository(&[("main", tiny(1))]));
-    hub.state.lock().expect("the state").models.insert("somebody/other".to_owned(), repository(&[("main", tiny(2))]));
-    let (planner, worker) = (dir.path().join("planner"), dir.path().join("worker"));
-    for name in ["somebody/tiny", "somebody/other"] {
-        fetch(&hub, &planner, &[name]).ok();
-    }
-    let mut stack = Stack::idle();
-    stack.set_environment(&[("HF_HOME", planner.display().to_string())]);
-    stack.start_server();
-    stack.set_environment(&environment(&hub.endpoint(), &worker));
-    stack.start_worker();
+    let (hub, stack) = worker_without_models(dir.path(), "somebody/other");
     hold(&hub, true);
     stack.submit(&sweep(dir.path(), "somebody/tiny"));
     let long = LEASE_SECONDS * 2.0;
@@ -214,7 +211,7 @@ fn a_fetch_outlives_the_lease_and_ends_when_nobody_wants_it() {
     work_on(3);
     hold(&hub, false);
     work_on(4);
-    assert!(!worker.join("hub/models--somebody--other/refs/main").exists());
+    assert!(!dir.path().join("worker/hub/models--somebody--other/refs/main").exists());
 }
 
 #[test]

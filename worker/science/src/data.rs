@@ -107,17 +107,6 @@ impl Sequences {
         self.basis.is_empty()
     }
 
-    /// These of the sequences.
-    pub fn part(&self, indices: Range<u64>) -> Self {
-        let part = indices.start as usize..indices.end as usize;
-        let of = |values: &[f32]| {
-            let width = values.len() / self.len();
-            values[part.start * width..part.end * width].to_vec()
-        };
-        let (weights, x, y) = (of(&self.weights), of(&self.x), of(&self.y));
-        Self { data: self.data.clone(), basis: self.basis[part.clone()].to_vec(), weights, x, y }
-    }
-
     /// The input of the model, (B, 2K, C).
     pub fn tokens(&self, device: &Device) -> Result<Tensor> {
         let channels = self.data.channels() as usize;

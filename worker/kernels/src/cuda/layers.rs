@@ -50,16 +50,7 @@ pub fn layer_norm<B: Bytes>(of: Stacked, eps: f64, [x, weight, bias, out]: [B; 4
 /// Adds the gradient by `x` to `dx`; leaves the parts of those by weight and bias in `partials` (S, parts, 2·width), for
 /// [`sum_partials`].
 pub fn layer_norm_backward<B: Bytes>(of: Stacked, eps: f64, [x, weight, grad, dx, partials]: [B; 5]) -> Call<B> {
-    Call::new("layer_norm_backward", [of.parts(), of.runs, 1])
-        .floats(x, of.len())
-        .floats(weight, of.of_parameter(of.width))
-        .long(of.stride)
-        .floats(grad, of.len())
-        .float(eps as f32)
-        .int(of.rows)
-        .int(of.width)
-        .floats(dx, of.len())
-        .floats(partials, of.runs * of.parts() * 2 * of.width)
+    norm_backward("layer_norm_backward", of, eps, [x, weight, grad, dx, partials], 2)
 }
 
 /// `x / √(mean(x²) + eps) · weight`.
@@ -77,7 +68,18 @@ pub fn rms_norm<B: Bytes>(of: Stacked, eps: f64, [x, weight, out]: [B; 3]) -> Ca
 /// Adds the gradient by `x` to `dx`; leaves the parts of that by the weight in `partials` (S, parts, width), for
 /// [`sum_partials`].
 pub fn rms_norm_backward<B: Bytes>(of: Stacked, eps: f64, [x, weight, grad, dx, partials]: [B; 5]) -> Call<B> {
-    Call::new("rms_norm_backward", [of.parts(), of.runs, 1])
+    norm_backward("rms_norm_backward", of, eps, [x, weight, grad, dx, partials], 1)
+}
+
+/// The backward of a norm with so many `parameters`.
+fn norm_backward<B: Bytes>(
+    kernel: &'static str,
+    of: Stacked,
+    eps: f64,
+    [x, weight, grad, dx, partials]: [B; 5],
+    parameters: usize,
+) -> Call<B> {
+    Call::new(kernel, [of.parts(), of.runs, 1])
         .floats(x, of.len())
         .floats(weight, of.of_parameter(of.width))
         .long(of.stride)
@@ -86,7 +88,7 @@ pub fn rms_norm_backward<B: Bytes>(of: Stacked, eps: f64, [x, weight, grad, dx, 
         .int(of.rows)
         .int(of.width)
         .floats(dx, of.len())
-        .floats(partials, of.runs * of.parts() * of.width)
+        .floats(partials, of.runs * of.parts() * parameters * of.width)
 }
 
 /// `out = gelu(x + bias)`, in its tanh form, and its derivative in `slope` where there is one. `out` may be `x`.

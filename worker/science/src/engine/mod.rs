@@ -11,7 +11,7 @@
 mod piece;
 
 use crate::{
-    data::{self, Bases, Sequences},
+    data::{self, Bases},
     model::{Parameters, Sizes, Transformer},
     optim::{CLIP_EPSILON, Moments},
     rng::Stream,
@@ -82,18 +82,12 @@ impl Engine {
 
     /// The loss of the batch that `stream` gives and, left for [`Self::update`], its gradients.
     pub fn gradients(&mut self, of: &SparseLinear, stream: Stream) -> BatchLoss {
-        self.pass(|piece| data::generate(of, stream, piece.indices(), Bases::Drawn))
-    }
-
-    /// The same for sequences at hand, as many as a batch has.
-    pub fn gradients_of(&mut self, batch: &Sequences) -> BatchLoss {
-        self.pass(|piece| batch.part(piece.indices()))
-    }
-
-    fn pass(&mut self, sequences: impl Fn(&Piece) -> Sequences + Sync) -> BatchLoss {
         let parameters = views(self.sizes, &self.parameters);
         let targets: usize = self.pieces.iter().map(Piece::targets).sum();
-        let pass = |piece: &mut Piece| piece.pass(&parameters, &sequences(piece), targets);
+        let pass = |piece: &mut Piece| {
+            let batch = data::generate(of, stream, piece.indices(), Bases::Drawn);
+            piece.pass(&parameters, &batch, targets)
+        };
         let sums: Vec<[f64; 2]> = self.pieces.par_iter_mut().with_max_len(1).map(pass).collect();
         let mean = |i: usize| sums.iter().map(|sum| sum[i]).sum::<f64>() / targets as f64;
         BatchLoss { loss: mean(0), of_zero: mean(1) }
