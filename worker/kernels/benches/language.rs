@@ -145,7 +145,9 @@ fn elementwise_cases(n: usize) -> Result<Vec<Case>> {
 
 fn cases() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    for (rows, dtype) in [(2048, DType::F32), (64, DType::F32), (8, DType::F32), (8, DType::BF16), (1, DType::F32)] {
+    for (rows, dtype) in
+        [(2048, DType::F32), (2048, DType::BF16), (64, DType::F32), (8, DType::F32), (8, DType::BF16), (1, DType::F32)]
+    {
         cases.push(linear(rows, WIDTH, INNER, dtype));
         cases.push(linear(rows, INNER, WIDTH, dtype));
     }

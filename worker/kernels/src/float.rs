@@ -1,10 +1,11 @@
 //! The two element types and the elementary functions, branch-free so that loops over them vectorise.
 
 use crate::{
+    brain,
     dispatch::{Isa, Plain},
     tile::{Operands, Sums},
     transpose::{self, SIDE},
-    weight::Block,
+    weight::{self, Added, Block, Weight},
 };
 use candle_core::{CpuStorage, Result, WithDType};
 
@@ -63,6 +64,11 @@ pub trait Float: WithDType {
         false
     }
 
+    /// A product with a weight in bf16.
+    fn by_brains(x: &[Self], weight: Weight<'_, Self>, added: Added<'_, Self>) -> Vec<Self> {
+        weight::product(x, weight, added)
+    }
+
     #[inline(always)]
     fn of(value: f64) -> Self {
         Self::from_f64(value)
@@ -82,6 +88,10 @@ impl Float for f32 {
     unsafe fn transpose_avx2(rows: [*const Self; SIDE], to: *mut Self, distance: usize) {
         // SAFETY: as the caller promises.
         unsafe { transpose::avx2(rows, to, distance) }
+    }
+
+    fn by_brains(x: &[Self], weight: Weight<'_, Self>, added: Added<'_, Self>) -> Vec<Self> {
+        brain::product(x, weight, added)
     }
 
     #[cfg(target_arch = "x86_64")]

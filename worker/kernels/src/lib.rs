@@ -26,6 +26,7 @@ mod attend;
 mod attend_backward;
 mod attend_block;
 mod attention;
+mod brain;
 mod buffer;
 mod cross_entropy;
 pub mod cuda;

@@ -12,7 +12,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 
 /// `x·Wᵀ + b`: `x` (…, inputs), `weight` (outputs, inputs) as in `nn.Linear`, `bias` (outputs); gives (…, outputs).
 ///
-/// A weight in bf16 beside `x` in f32 or f64 is widened on the way, exactly, and gets no gradient.
+/// Beside a weight in bf16 an `x` in f32 is rounded to bf16, to the nearest, and sums are f32; one in f64 is multiplied with
+/// the weight's exact values, and so are gradients. Such a weight gets none.
 ///
 /// # Errors
 /// Shapes that do not fit; other types.
@@ -99,7 +100,10 @@ impl LinearT {
                 Third::Bias => Added::Bias(third),
                 Third::Residual => Added::Residual(third),
             };
-            let out = weight::product(elements::<T>(x, x_layout)?, weight, added);
+            let out = match weight.elements {
+                Elements::Brain(_) => T::by_brains(elements(x, x_layout)?, weight, added),
+                _ => weight::product(elements(x, x_layout)?, weight, added),
+            };
             let mut dims = x_layout.dims().to_vec();
             dims.pop();
             dims.push(weight.columns);

@@ -6,6 +6,7 @@
 //! and columns are computed together, nor on the kind of vectors.
 
 use crate::{
+    brain,
     float::LANES,
     transpose::{self, Element, SIDE},
     weight::{Block, COLUMNS, Elements, Order},
@@ -18,6 +19,9 @@ const WIDE: usize = COLUMNS;
 const TALL: usize = 8;
 /// Terms of one sum, at most: 48 KiB of a panel, in the second-level cache. Fewer would leave more sums to add up.
 const DEPTH: usize = 256;
+/// Sums of an element that are added up before it is written: with a panel of 288 KiB and the rows at hand, half of a
+/// second-level cache.
+const SPAN: usize = 6;
 
 /// A tile of a product.
 type Sums = [[f32; WIDE]; TALL];
@@ -38,10 +42,15 @@ macro_rules! kernels {
 }
 const AVX512: Kernels = kernels!(tile_avx512: 1 2 3 4 5 6 7 8);
 const AVX2: Kernels = kernels!(tile_avx2: 1 2 3 4 5 6 7 8);
+const PAIRS: Kernels = kernels!(tile_pairs: 1 2 3 4 5 6 7 8);
 
-fn kernels() -> Option<&'static Kernels> {
+fn kernels(elements: Elements<'_, f32>) -> Option<&'static Kernels> {
     if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
         return None;
+    }
+    if let Elements::Pairs(_) = elements {
+        assert!(brain::multiplies_pairs());
+        return Some(&PAIRS);
     }
     Some(if is_x86_feature_detected!("avx512f") { &AVX512 } else { &AVX2 })
 }
@@ -55,12 +64,18 @@ struct Line {
 
 /// Computes a block of a product; false where the machine lacks the instructions.
 pub fn product(block: &Block<'_, f32>) -> bool {
-    let Some(kernels) = kernels() else { return false };
+    let Some(kernels) = kernels(block.weight.elements) else { return false };
     let depth = block.weight.depth;
-    let deep = depth.div_ceil(depth.div_ceil(DEPTH)).next_multiple_of(LANES / 2);
-    let mut panel = vec![Line { _elements: [0.0; LANES] }; deep.min(depth) * WIDE / LANES];
-    for start in (0..depth).step_by(deep) {
-        let terms = start..depth.min(start + deep);
+    let (deep, span) = match block.weight.elements {
+        // The sums that they have in pairs.
+        Elements::Brain(_) => (2 * deep(depth.div_ceil(2)), SPAN / 2),
+        _ => (deep(depth), SPAN),
+    };
+    // Few rows do not pay for a panel that has left the first-level cache when they come.
+    let long = if block.rows.len() > TALL { span * deep } else { deep };
+    let mut panel = vec![Line { _elements: [0.0; LANES] }; long.min(depth) * WIDE / LANES];
+    for start in (0..depth).step_by(long) {
+        let terms = start..depth.min(start + long);
         for first in block.columns.clone().step_by(WIDE) {
             let columns = first..block.columns.end.min(first + WIDE);
             // SAFETY: the machine has AVX2, as it has kernels.
@@ -68,41 +83,61 @@ pub fn product(block: &Block<'_, f32>) -> bool {
                 match block.weight.elements {
                     Elements::Same(elements) => lay_out(elements, block, terms.clone(), columns.clone(), &mut panel),
                     Elements::Brain(elements) => lay_out(elements, block, terms.clone(), columns.clone(), &mut panel),
+                    Elements::Pairs(elements) => lay_out(elements, block, terms.clone(), columns.clone(), &mut panel),
                 }
-                multiply(block, kernels, terms.clone(), columns, &panel);
+                multiply(block, kernels, (terms.clone(), deep), columns, &panel);
             }
         }
     }
     true
 }
 
-/// Adds the product of all rows with a panel to the result.
+/// Terms of one sum, where there are `depth` in all: as equal as can be.
+fn deep(depth: usize) -> usize {
+    depth.div_ceil(depth.div_ceil(DEPTH)).next_multiple_of(LANES / 2)
+}
+
+/// Adds the product of all rows with a panel to the result, `deep` terms in one sum.
 #[target_feature(enable = "avx2")]
-fn multiply(block: &Block<'_, f32>, kernels: &Kernels, terms: Range<usize>, columns: Range<usize>, panel: &[Line]) {
-    let depth = block.weight.depth;
-    assert!(terms.len() * WIDE <= panel.len() * LANES && terms.end <= depth);
-    let (panel, more) = (panel.as_ptr().cast(), terms.start > 0);
+fn multiply(
+    block: &Block<'_, f32>,
+    kernels: &Kernels,
+    (terms, deep): (Range<usize>, usize),
+    columns: Range<usize>,
+    panel: &[Line],
+) {
+    assert!(terms.len() * WIDE <= panel.len() * LANES && terms.end <= block.weight.depth);
+    let begins = terms.start == 0;
+    let direct = begins && terms.len() <= deep && columns.len().is_multiple_of(LANES) && block.adds_nothing();
     for first in block.rows.clone().step_by(TALL) {
-        let tall = TALL.min(block.rows.end - first);
-        let kernel = kernels[tall - 1][columns.len().div_ceil(LANES) - 1];
-        let x = block.x.part([first, terms.start], [tall, terms.len()]).as_ptr();
-        let [row, term] = [block.x.1, block.x.2];
-        if columns.len().is_multiple_of(LANES) {
-            let (out, distance) = block.place(first..first + tall, columns.clone());
+        let rows = first..block.rows.end.min(first + TALL);
+        let kernel = kernels[rows.len() - 1][columns.len().div_ceil(LANES) - 1];
+        let x = block.x.part([first, terms.start], [rows.len(), terms.len()]).as_ptr();
+        let strides = |to: usize| [block.x.1, block.x.2, to];
+        if direct {
+            let (out, distance) = block.place(rows, columns.clone());
             // SAFETY: `x` holds as many rows as the kernel reads, each up to the last of the terms; the panel was checked; the
-            // place is as large as the kernel's tile, and the first terms wrote it.
-            unsafe { kernel(x, panel, terms.len(), out, [row, term, distance], more) };
-        } else {
-            let mut sums: Sums = [[0.0; WIDE]; TALL];
-            // SAFETY: as above, with a place that no tile is larger than.
-            unsafe { kernel(x, panel, terms.len(), sums.as_mut_ptr().cast(), [row, term, WIDE], false) };
-            for (row, sums) in sums.iter().enumerate().take(tall) {
-                block.put(first + row, columns.clone(), &sums[..columns.len()], more);
+            // place is as large as the kernel's tile.
+            unsafe { kernel(x, panel.as_ptr().cast(), terms.len(), out, strides(distance), false) };
+            continue;
+        }
+        // Sums are added up in the first-level cache: the result is far away.
+        let mut sums: Sums = [[0.0; WIDE]; TALL];
+        if !begins {
+            rows.clone().zip(&mut sums).for_each(|(row, sums)| block.get(row, columns.clone(), sums));
+        }
+        for from in (0..terms.len()).step_by(deep) {
+            let (count, more) = (deep.min(terms.len() - from), from > 0 || !begins);
+            // SAFETY: as above, with a place that no tile is larger than; the first terms wrote it where it is added to.
+            unsafe {
+                let (x, panel) = (x.add(from * block.x.2), panel.as_ptr().cast::<f32>().add(from * WIDE));
+                kernel(x, panel, count, sums.as_mut_ptr().cast(), strides(WIDE), more);
+            }
+            if !more {
+                rows.clone().zip(&mut sums).for_each(|(row, sums)| block.add_rest(row, columns.clone(), sums));
             }
         }
-        if !more {
-            (first..first + tall).for_each(|row| block.add_rest(row, columns.clone()));
-        }
+        rows.zip(&sums).for_each(|(row, sums)| block.put(row, columns.clone(), sums));
     }
 }
 
@@ -174,41 +209,66 @@ fn lay_out_columns<'a, E: Element + 'a>(
     }
 }
 
-/// # Safety
-/// As for `Kernel`; the machine has AVX-512.
-#[target_feature(enable = "avx512f")]
-unsafe fn tile_avx512<const ROWS: usize, const VECTORS: usize>(
-    x: *const f32,
-    panel: *const f32,
-    depth: usize,
-    out: *mut f32,
-    strides: [usize; 3],
-    add: bool,
-) {
-    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-    for term in 0..depth {
-        let mut weights = [_mm512_setzero_ps(); VECTORS];
-        for (v, weights) in weights.iter_mut().enumerate() {
-            // SAFETY: as the caller promises.
-            *weights = unsafe { _mm512_loadu_ps(panel.add(term * WIDE + v * LANES)) };
-        }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: as the caller promises.
-            let x = _mm512_set1_ps(unsafe { *x.add(row * strides[0] + term * strides[1]) });
-            for (sum, weights) in sums.iter_mut().zip(weights) {
-                *sum = _mm512_fmadd_ps(x, weights, *sum);
+/// A tile by AVX-512, whose sums grow by `$multiply(x, weights, sum)`.
+macro_rules! tile_avx512 {
+    ($(#[$about:meta])* $name:ident, $features:literal, $multiply:expr) => {
+        $(#[$about])*
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const ROWS: usize, const VECTORS: usize>(
+            x: *const f32,
+            panel: *const f32,
+            depth: usize,
+            out: *mut f32,
+            strides: [usize; 3],
+            add: bool,
+        ) {
+            let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+            for term in 0..depth {
+                let mut weights = [_mm512_setzero_ps(); VECTORS];
+                for (v, weights) in weights.iter_mut().enumerate() {
+                    // SAFETY: as the caller promises.
+                    *weights = unsafe { _mm512_loadu_ps(panel.add(term * WIDE + v * LANES)) };
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: as the caller promises.
+                    let x = _mm512_set1_ps(unsafe { *x.add(row * strides[0] + term * strides[1]) });
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        *sum = $multiply(x, weights, *sum);
+                    }
+                }
+            }
+            for (row, sums) in sums.into_iter().enumerate() {
+                for (v, sum) in sums.into_iter().enumerate() {
+                    // SAFETY: as the caller promises.
+                    unsafe {
+                        let out = out.add(row * strides[2] + v * LANES);
+                        _mm512_storeu_ps(out, if add { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum });
+                    }
+                }
             }
         }
-    }
-    for (row, sums) in sums.into_iter().enumerate() {
-        for (v, sum) in sums.into_iter().enumerate() {
-            // SAFETY: as the caller promises.
-            unsafe {
-                let out = out.add(row * strides[2] + v * LANES);
-                _mm512_storeu_ps(out, if add { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum });
-            }
-        }
-    }
+    };
+}
+
+tile_avx512! {
+    /// # Safety
+    /// As for `Kernel`; the machine has AVX-512.
+    tile_avx512, "avx512f", |x, weights, sum| _mm512_fmadd_ps(x, weights, sum)
+}
+
+tile_avx512! {
+    /// With terms that are pairs of bf16 numbers.
+    ///
+    /// # Safety
+    /// As for `Kernel`; the machine has AVX-512 BF16.
+    tile_pairs, "avx512f,avx512bf16", |x, weights, sum| _mm512_dpbf16_ps(sum, bits(x), bits(weights))
+}
+
+/// 32 numbers of 16 bits.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bits(pairs: __m512) -> __m512bh {
+    // SAFETY: both are 64 bytes, and any bytes are numbers.
+    unsafe { std::mem::transmute(pairs) }
 }
 
 /// Four rows and one column of lanes at a time, since there are half as many registers, half as wide.

@@ -84,6 +84,24 @@ mod x86 {
         }
     }
 
+    /// Two of bf16 in the bits of an f32, the first in its upper half.
+    impl Element for [Brain; 2] {
+        #[inline(always)]
+        fn widened(self) -> f32 {
+            f32::from_bits(u32::from(self[0].0) << 16 | u32::from(self[1].0))
+        }
+
+        /// In memory the first is in the lower half.
+        #[inline(always)]
+        unsafe fn four(from: *const Self) -> __m128 {
+            // SAFETY: as the caller promises; SSE2 is part of the target.
+            unsafe {
+                let pairs = _mm_loadu_si128(from.cast());
+                _mm_castsi128_ps(_mm_or_si128(_mm_slli_epi32::<16>(pairs), _mm_srli_epi32::<16>(pairs)))
+            }
+        }
+    }
+
     /// As `plain`.
     ///
     /// # Safety

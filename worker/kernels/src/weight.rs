@@ -23,6 +23,15 @@ impl Brain {
     pub fn value(self) -> f32 {
         f32::from_bits(u32::from(self.0) << 16)
     }
+
+    /// The nearest, of two as near the even one.
+    #[inline(always)]
+    pub fn nearest(x: f32) -> Self {
+        let bits = x.to_bits();
+        // Half of the last place, less one where that is even already. A NaN stays one.
+        let near = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        Self(if x.is_nan() { bits >> 16 | 0x40 } else { near } as u16)
+    }
 }
 
 /// The elements of a weight.
@@ -30,6 +39,8 @@ impl Brain {
 pub enum Elements<'a, T> {
     Same(&'a [T]),
     Brain(&'a [Brain]),
+    /// Two terms each, beside an `x` of which each element is two as well: only where [`crate::brain::multiplies_pairs`].
+    Pairs(&'a [[Brain; 2]]),
 }
 
 /// How the elements of a weight follow each other.
@@ -93,6 +104,7 @@ pub fn product<T: Float>(x: &[T], weight: Weight<'_, T>, added: Added<'_, T>) ->
     let held = match weight.elements {
         Elements::Same(elements) => elements.len(),
         Elements::Brain(elements) => elements.len(),
+        Elements::Pairs(elements) => elements.len(),
     };
     assert!(rows * weight.depth == x.len() && held == weight.depth * weight.columns);
     match added {
@@ -155,6 +167,7 @@ impl<'a, T: Float> Block<'a, T> {
                 };
                 self.general(&widened, weight, 0);
             }
+            Elements::Pairs(_) => unreachable!("pairs are multiplied by panels"),
         }
     }
 
@@ -172,7 +185,7 @@ impl<'a, T: Float> Block<'a, T> {
         // SAFETY: the views cover the shapes, as checked; this piece of the result is ours alone.
         unsafe { product::multiply(out, self.weight.columns, [self.rows.len(), depth, self.columns.len()], x, view) };
         for row in self.rows.clone() {
-            self.add_rest(row, self.columns.clone());
+            self.add_rest(row, self.columns.clone(), self.part(row, self.columns.clone()));
         }
     }
 
@@ -192,29 +205,33 @@ impl<'a, T: Float> Block<'a, T> {
         (self.out.at(rows.start * self.weight.columns + columns.start), self.weight.columns)
     }
 
-    /// Writes sums of some columns of a row, or adds `more` of them.
+    /// Reads some columns of a row of the result, which must have been written.
     #[inline(always)]
-    pub fn put(&self, row: usize, columns: Range<usize>, sums: &[T], more: bool) {
-        if more { self.add(row, columns, sums) } else { self.part(row, columns).copy_from_slice(sums) }
+    pub fn get(&self, row: usize, columns: Range<usize>, sums: &mut [T]) {
+        let part = self.part(row, columns);
+        sums[..part.len()].copy_from_slice(part);
     }
 
-    /// What is added to the product.
+    /// Writes some columns of a row of the result.
     #[inline(always)]
-    pub fn add_rest(&self, row: usize, columns: Range<usize>) {
-        match self.added {
-            Added::Nothing => {}
-            Added::Bias(bias) => self.add(row, columns.clone(), &bias[columns]),
-            Added::Residual(residual) => {
-                let residual = &residual[row * self.weight.columns..][columns.clone()];
-                self.add(row, columns, residual);
-            }
-        }
+    pub fn put(&self, row: usize, columns: Range<usize>, sums: &[T]) {
+        let part = self.part(row, columns);
+        part.copy_from_slice(&sums[..part.len()]);
     }
 
+    /// Is the product all there is?
+    pub fn adds_nothing(&self) -> bool {
+        matches!(self.added, Added::Nothing)
+    }
+
+    /// Adds to `sums` what is added to some columns of a row of the product.
     #[inline(always)]
-    fn add(&self, row: usize, columns: Range<usize>, sums: &[T]) {
-        for (out, &sum) in self.part(row, columns).iter_mut().zip(sums) {
-            *out += sum;
-        }
+    pub fn add_rest(&self, row: usize, columns: Range<usize>, sums: &mut [T]) {
+        let rest = match self.added {
+            Added::Nothing => return,
+            Added::Bias(bias) => &bias[columns],
+            Added::Residual(residual) => &residual[row * self.weight.columns..][columns],
+        };
+        sums.iter_mut().zip(rest).for_each(|(sum, &rest)| *sum += rest);
     }
 }

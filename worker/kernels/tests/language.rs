@@ -34,24 +34,51 @@ fn a_row_of_linear_t_does_not_depend_on_the_others() -> Result<()> {
     Ok(())
 }
 
+/// `x·Wᵀ + b` and its gradient by `x`.
+fn linear_and_gradient(x: &Var, weight: &Tensor, bias: &Tensor) -> Result<(Tensor, Vec<f64>)> {
+    let out = fast::linear_t(x, weight, Some(bias))?;
+    let grads = (&out * tensor(99, out.dims(), out.dtype())?)?.sum_all()?.backward()?;
+    let grad = grads.get(x).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+    Ok((out.detach(), values(&grad)?))
+}
+
 #[test]
-fn weights_in_bf16_give_what_their_values_give() -> Result<()> {
+fn weights_in_bf16_beside_f64_give_what_their_values_give() -> Result<()> {
     for (rows, inputs, outputs) in [(1, 1, 1), (3, 300, 70), (20, 61, 49), (600, 40, 100)] {
-        for dtype in [DType::F32, DType::F64] {
-            let x = Var::from_tensor(&tensor(1, &[rows, inputs], dtype)?)?;
-            let bias = tensor(3, &[outputs], dtype)?;
-            let narrow = tensor(2, &[outputs, inputs], DType::F32)?.to_dtype(DType::BF16)?;
-            let wide = narrow.to_dtype(dtype)?;
-            let result = |weight: &Tensor| {
-                let out = fast::linear_t(&x, weight, Some(&bias))?;
-                let grads = (&out * tensor(99, out.dims(), dtype)?)?.sum_all()?.backward()?;
-                let grad = grads.get(&x).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
-                Ok::<_, candle_core::Error>((values(&out.detach())?, values(&grad)?))
-            };
-            assert_eq!(result(&narrow)?, result(&wide)?, "{rows} × {inputs} × {outputs}, {dtype:?}");
-            let strided = tensor(2, &[inputs, outputs], DType::F32)?.to_dtype(DType::BF16)?.t()?;
-            assert_eq!(result(&strided)?, result(&strided.to_dtype(dtype)?)?, "strided");
+        let x = Var::from_tensor(&tensor(1, &[rows, inputs], DType::F64)?)?;
+        let bias = tensor(3, &[outputs], DType::F64)?;
+        let result = |weight: &Tensor| {
+            let (out, grad) = linear_and_gradient(&x, weight, &bias)?;
+            Ok::<_, candle_core::Error>((values(&out)?, grad))
+        };
+        let narrow = tensor(2, &[outputs, inputs], DType::F32)?.to_dtype(DType::BF16)?;
+        assert_eq!(result(&narrow)?, result(&narrow.to_dtype(DType::F64)?)?, "{rows} × {inputs} × {outputs}");
+        let strided = tensor(2, &[inputs, outputs], DType::F32)?.to_dtype(DType::BF16)?.t()?;
+        assert_eq!(result(&strided)?, result(&strided.to_dtype(DType::F64)?)?, "strided");
+    }
+    Ok(())
+}
+
+/// Against the exact product of what candle rounds, within what f32 sums may lose; gradients are of exact values.
+#[test]
+fn beside_weights_in_bf16_rows_of_f32_are_rounded_and_sums_are_not() -> Result<()> {
+    for (rows, inputs, outputs) in [(1, 1, 1), (3, 300, 70), (20, 61, 49), (600, 40, 100), (9, 2050, 97)] {
+        let x = Var::from_tensor(&tensor(1, &[rows, inputs], DType::F32)?)?;
+        let weight = tensor(2, &[outputs, inputs], DType::F32)?.to_dtype(DType::BF16)?;
+        let bias = tensor(3, &[outputs], DType::F32)?;
+        let (out, grad) = linear_and_gradient(&x, &weight, &bias)?;
+        let wide = |x: &Tensor| x.to_dtype(DType::F64);
+        let (rounded, exact) = (wide(&x.to_dtype(DType::BF16)?)?, wide(&weight)?);
+        let want = values(&fast::linear_t(&rounded, &exact, Some(&wide(&bias)?))?)?;
+        let sizes = values(&fast::linear_t(&rounded.abs()?, &exact.abs()?, Some(&wide(&bias)?.abs()?))?)?;
+        for ((got, want), size) in values(&out)?.iter().zip(&want).zip(&sizes) {
+            let lost = (inputs + 1) as f64 * 2f64.powi(-24) * size;
+            assert!(
+                (got - want).abs() <= lost,
+                "{rows} × {inputs} × {outputs}: {got}, not {want}, give or take {lost}"
+            );
         }
+        assert_eq!(grad, linear_and_gradient(&x, &weight.to_dtype(DType::F32)?, &bias)?.1);
     }
     let (x, weight) = (tensor(1, &[2, 3], DType::F32)?, tensor(2, &[4, 3], DType::F32)?.to_dtype(DType::BF16)?);
     let trained = Var::from_tensor(&weight)?;
@@ -59,7 +86,9 @@ fn weights_in_bf16_give_what_their_values_give() -> Result<()> {
     assert!(message.is_some_and(|m| m.contains("gets no gradient")));
     let residual = tensor(3, &[2, 4], DType::F32)?;
     let got = fast::linear_t_residual(&x, &weight, None, &residual)?;
-    assert_eq!(bits(&got)?, bits(&fast::linear_t_residual(&x, &weight.to_dtype(DType::F32)?, None, &residual)?)?);
+    let rounded = x.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
+    let want = fast::linear_t_residual(&rounded, &weight.to_dtype(DType::F32)?, None, &residual)?;
+    assert_eq!(bits(&got)?, bits(&want)?);
     Ok(())
 }
 

@@ -179,6 +179,12 @@ pub trait Hook {
         true
     }
 
+    /// Of the tokens of `rows`, those that it looks at or changes at a wanted point of theirs; `None`: any of them. The last
+    /// block leaves out what nobody looks at.
+    fn looks_at(&self, _point: HookPoint, _rows: &Rows) -> Option<Vec<u32>> {
+        None
+    }
+
     /// Called at every wanted point in the order of the forward pass. `x` is (N, …) for the tokens of `rows`; what is
     /// returned, of the same shape, takes its place.
     fn visit(&mut self, point: HookPoint, x: &Tensor, rows: &Rows) -> Result<Option<Tensor>>;
@@ -200,6 +206,11 @@ pub struct Chain<'a>(pub Vec<&'a mut dyn Hook>);
 impl Hook for Chain<'_> {
     fn wants(&self, point: HookPoint) -> bool {
         self.0.iter().any(|hook| hook.wants(point))
+    }
+
+    fn looks_at(&self, point: HookPoint, rows: &Rows) -> Option<Vec<u32>> {
+        let hooks = self.0.iter().filter(|hook| hook.wants(point));
+        Some(hooks.map(|hook| hook.looks_at(point, rows)).collect::<Option<Vec<_>>>()?.concat())
     }
 
     fn visit(&mut self, point: HookPoint, x: &Tensor, rows: &Rows) -> Result<Option<Tensor>> {
@@ -234,6 +245,11 @@ impl<'a> Visitor<'a> {
 
     pub(crate) fn rows(&self) -> &'a Rows {
         self.rows
+    }
+
+    /// From now on it sees activations of these rows.
+    pub(crate) fn go_on_with(&mut self, rows: &'a Rows) {
+        self.rows = rows;
     }
 
     pub(crate) fn wants(&self, point: HookPoint) -> bool {

@@ -43,6 +43,10 @@ impl Hook for Capture {
         self.points.contains(&point)
     }
 
+    fn looks_at(&self, _: HookPoint, rows: &Rows) -> Option<Vec<u32>> {
+        Some(self.tokens.of(rows))
+    }
+
     fn visit(&mut self, point: HookPoint, x: &Tensor, rows: &Rows) -> Result<Option<Tensor>> {
         let mut tokens = self.tokens.of(rows);
         if tokens.is_empty() {

@@ -61,6 +61,10 @@ impl Hook for Edit {
         self.point == point
     }
 
+    fn looks_at(&self, _: HookPoint, rows: &Rows) -> Option<Vec<u32>> {
+        Some(self.tokens.of(rows))
+    }
+
     fn visit(&mut self, point: HookPoint, x: &Tensor, rows: &Rows) -> Result<Option<Tensor>> {
         if point.is_of_row() {
             candle_core::bail!("{point} is changed by a hook of its own, not by an edit of tokens");

@@ -32,7 +32,7 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// (N, d) to (N, d). `cache` holds what came before the tokens of this pass, and gets what they add.
+    /// (N, d) to (N, d), or to (tail, d) where the pass has a tail. `cache` holds what came before the tokens of this pass, and gets what they add.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -42,20 +42,21 @@ impl Attention {
     ) -> Result<Tensor> {
         let at = |point| HookPoint::Block(block, point);
         let norms = self.norms.as_ref();
-        let q = self.project(&self.q, x, norms.map(|n| &n.0), self.heads)?;
+        let q = self.project(&self.q, &pass.remaining(x)?, norms.map(|n| &n.0), self.heads)?;
         let k = self.project(&self.k, x, norms.map(|n| &n.1), self.groups)?;
         let v = self.project(&self.v, x, None, self.groups)?;
         let q = pass.hook.visit(at(BlockPoint::Q), q)?;
         let k = pass.hook.visit(at(BlockPoint::K), k)?;
         let v = pass.hook.visit(at(BlockPoint::V), v)?;
-        let (q, k) = match &pass.rotary {
-            None => (q, k),
-            Some(angles) => (turned(&q, angles)?, turned(&k, angles)?),
+        let (q, k) = match (&pass.rotary, pass.remaining_angles()?) {
+            (Some(angles), Some(remaining)) => (turned(&q, &remaining)?, turned(&k, angles)?),
+            _ => (q, k),
         };
         let (k, v) = match cache {
             None => (k, v),
             Some(cache) => cache.append(&pass.spans, &k, &v)?,
         };
+        pass.narrow();
         let z = reading::read([&q, &k, &v], &pass.spans, &self.attend, block, &mut pass.hook)?;
         let z = pass.hook.visit(at(BlockPoint::Z), z)?;
         self.out.forward(&z.reshape((z.dim(0)?, self.heads * self.head))?)

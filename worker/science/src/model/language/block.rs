@@ -44,7 +44,8 @@ impl Block {
         }
     }
 
-    /// The residual stream (N, d) from before block `index` to after it, which is on the block's device.
+    /// The residual stream (N, d) from before block `index` to after it, which is on the block's device; (tail, d) where the
+    /// pass has a tail.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -56,7 +57,7 @@ impl Block {
         let x = pass.bring(x, self.device())?;
         let x = pass.hook.visit(at(BlockPoint::ResidPre), x)?;
         let added = self.mixer.added(&x, |mixer, x| mixer.forward(x, index, cache, pass))?;
-        let mut x = (x + pass.hook.visit(at(self.mixer.inner.out()), added)?)?;
+        let mut x = (pass.remaining(&x)? + pass.hook.visit(at(self.mixer.inner.out()), added)?)?;
         if let Some(mlp) = &self.mlp {
             x = pass.hook.visit(at(BlockPoint::ResidMid), x)?;
             let added = mlp.added(&x, Mlp::forward)?;

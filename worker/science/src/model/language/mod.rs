@@ -16,6 +16,7 @@ mod mlp;
 mod norm;
 mod pass;
 mod rotary;
+mod tail;
 
 pub use batch::{Batch, EmptyRow, Row, Rows};
 pub use block::Block;
@@ -36,6 +37,7 @@ pub(crate) use self::{
     norm::{Norm, wide},
     pass::Pass,
     rotary::Frequencies,
+    tail::Tail,
 };
 
 use crate::{
@@ -112,7 +114,7 @@ impl LanguageModel {
     /// One pass over `batch`, whose rows go on after what `cache` holds of them (row i of the batch is row i of the cache).
     ///
     /// `hook` sees and may replace activations: the residual stream as it enters block 1 and as blocks leave it are
-    /// [`HookPoint::hidden`]. Gives (B, V) logits for [`Logits::Last`], (N, V) for [`Logits::All`], in f32 at least.
+    /// [`HookPoint::hidden`]. The last block is computed for the tokens of which somebody wants to know ([`Hook::looks_at`]). Gives (B, V) logits for [`Logits::Last`], (N, V) for [`Logits::All`], in f32 at least.
     ///
     /// # Errors
     /// [`ScienceError::TooLong`] and [`ScienceError::UnknownToken`], which name the row; tensor errors. The cache then
@@ -129,10 +131,12 @@ impl LanguageModel {
             None => (Rows::of(batch), (0..batch.len()).map(|i| Span::alone(batch.range(i))).collect()),
         };
         self.check(batch, &rows)?;
+        let tail = self.tail(&rows, &spans, hook.as_deref(), wanted)?;
         let mut pass = self.pass(&rows, spans, reborrow(&mut hook))?;
         let mut x = self.embed(batch.tokens(), &mut pass)?;
         for (i, block) in self.blocks.iter().enumerate() {
             let state = cache.as_mut().map(|cache| &mut cache.layers_mut()[i]);
+            pass.tail = tail.as_ref().filter(|_| i + 1 == self.blocks.len());
             x = block.forward(&x, i, state, &mut pass)?;
         }
         if let Some(cache) = cache {
@@ -142,6 +146,7 @@ impl LanguageModel {
             Logits::None => None,
             Logits::All => Some(self.logits(&x)?),
             Logits::Last => {
+                let rows = tail.as_ref().map_or(&rows, Tail::rows);
                 let last: Vec<u32> = rows.last().map(|t| t as u32).collect();
                 Some(self.logits(&x.index_select(&Tensor::new(last, x.device())?, 0)?)?)
             }
@@ -169,7 +174,15 @@ impl LanguageModel {
         let positions: Vec<usize> = rows.positions().collect();
         let angles = |rotary: &Frequencies| rotary.at(&positions, wide(self.dtype()), self.device());
         let rotary = self.rotary.as_ref().map(angles).transpose()?;
-        Ok(Pass { hook: Visitor::new(hook, rows), spans, rotary })
+        Ok(Pass { hook: Visitor::new(hook, rows), spans, rotary, tail: None })
+    }
+
+    /// What the last block is computed for, where it is attention and that is not all tokens.
+    fn tail(&self, rows: &Rows, spans: &[Span], hook: Option<&dyn Hook>, wanted: Logits) -> Result<Option<Tail>> {
+        match (&self.config.mixer, self.blocks.len().checked_sub(1)) {
+            (MixerConfig::Attention(_), Some(last)) => Tail::of(last, rows, spans, hook, wanted),
+            _ => Ok(None),
+        }
     }
 
     /// What enters the first block, (N, d).
