@@ -1,12 +1,12 @@
 """Prompts and tokens per second of the same prompts in HuggingFace transformers and, where it is installed, llama.cpp.
 
-    python benches/language.py MODEL.gguf PROMPTS.json --threads N
+    python benches/language.py MODEL.gguf PROMPTS.json --threads N [--dtype bfloat16]
 
 PROMPTS.json is written by `language_speed` (worker/science/examples), which measures the same in taskvec. What is timed:
 
 - states: hidden states of all layers before the answer, batches padded on the left, no unembedding beyond the last token;
 - answers: greedy answers to a newline, at most 12 tokens. They are compared with what taskvec made of the same prompts;
-- prompt processing in llama.cpp: of the file as it is, and of its weights written out as f32 and as bf16.
+- prompt processing in llama.cpp: of the file as it is, and of its weights written out as f32 and as bf16 (not with --dtype).
 """
 
 import argparse
@@ -20,6 +20,7 @@ parser.add_argument("model")
 parser.add_argument("prompts")
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--batch", type=int, default=16)
+parser.add_argument("--dtype", default="float32")
 args = parser.parse_args()
 os.environ["OMP_NUM_THREADS"] = str(args.threads)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -50,7 +51,7 @@ def main():
     tokens = sum(map(len, rows))
     folder, name = os.path.split(os.path.abspath(args.model))
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=getattr(torch, args.dtype)).eval()
     pad = tokenizer.eos_token_id
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     batches = [order[i:i + args.batch] for i in range(0, len(order), args.batch)]
@@ -82,7 +83,8 @@ def main():
         theirs = sum(right[k * each:(k + 1) * each]) / each
         same = "same" if abs(theirs - task["accuracy"]) < 1e-9 else "DIFFERENT"
         print(f"accuracy {task['task']:8} taskvec {task['accuracy']:.3f} transformers {theirs:.3f} {same}")
-    llama(rows, tokens)
+    if args.dtype == "float32":
+        llama(rows, tokens)
 
 
 def llama(rows, tokens):

@@ -160,19 +160,19 @@ fn keys_do_not_change_by_accident() {
 }
 
 const GOLDEN_EVALUATE: &[&str] = &[
-    "measure eb13b45882fbfb6d",
-    "measure 2dbc8623a262d1c4",
-    "measure 069d9903fd218d18",
-    "interventions e9e4d5db5d34f977",
+    "measure 371dd4c3e9dee181",
+    "measure 5107a2285b7c2625",
+    "measure d438c948b9389151",
+    "interventions 5e8609b481d88ec3",
 ];
 const GOLDEN_FINETUNE: &[&str] = &[
-    "finetune b36c6d7eff19b349",
-    "measure 8d622c39e289ebac",
-    "measure 188060b9950a5dc7",
-    "measure ea56a83ee59278b6",
-    "measure 2ec0aa90eb8a19d7",
-    "finetune 7dd61de997a3f2c1",
-    "measure 91727abb723af7f3",
-    "measure 380969a0a21ce0a7",
-    "interventions 49e51b43e896021a",
+    "finetune e6fd3d422e2df714",
+    "measure fd7090f793857ecb",
+    "measure 4b37b6b94026576d",
+    "measure cd3b874f16f608a3",
+    "measure f3de821007511997",
+    "finetune 6bb8a0fb2d79c51e",
+    "measure a8e55905872cdb16",
+    "measure adca913ca304d1a5",
+    "interventions 68441986768036fd",
 ];

@@ -6,9 +6,12 @@
 //! instruction takes for 0).
 
 use crate::{
+    buffer::filled,
+    dispatch::dispatch,
     par,
     weight::{self, Added, Brain, Elements, Order, Weight},
 };
+use std::mem::MaybeUninit;
 
 /// Elements that are rounded at a time.
 const CHUNK: usize = 1 << 14;
@@ -44,24 +47,38 @@ pub fn multiplies_pairs() -> bool {
 
 /// Every number as the nearest of bf16.
 fn rounded(x: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    par::each(x.len(), out.chunks_mut(CHUNK).zip(x.chunks(CHUNK)), |(out, x)| {
-        out.iter_mut().zip(x).for_each(|(out, x)| *out = Brain::nearest(*x).value());
-    });
-    out
+    let fill = |out: &mut [MaybeUninit<f32>]| {
+        par::each(x.len(), out.chunks_mut(CHUNK).zip(x.chunks(CHUNK)), |(out, x)| round::<f32>(x, out));
+    };
+    // SAFETY: chunks of as many elements; `round` writes all of each.
+    unsafe { filled(x.len(), fill).0 }
 }
 
 /// The same, two in the bits of one f32: the first in the upper half, which the instruction adds up first.
 fn rounded_pairs(x: &[f32]) -> Vec<f32> {
     let (pairs, _) = x.as_chunks::<2>();
-    let mut out = vec![0.0; pairs.len()];
-    par::each(x.len(), out.chunks_mut(CHUNK).zip(pairs.chunks(CHUNK)), |(out, pairs)| {
-        for (out, [first, second]) in out.iter_mut().zip(pairs) {
-            let [first, second] = [first, second].map(|x| u32::from(Brain::nearest(*x).0));
-            *out = f32::from_bits(first << 16 | second);
+    let fill = |out: &mut [MaybeUninit<f32>]| {
+        par::each(x.len(), out.chunks_mut(CHUNK).zip(pairs.chunks(CHUNK)), |(out, x)| round_pairs::<f32>(x, out));
+    };
+    // SAFETY: chunks of as many elements; `round_pairs` writes all of each.
+    unsafe { filled(pairs.len(), fill).0 }
+}
+
+dispatch! {
+    fn round<T: Float, M: Isa>(x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            out.write(Brain::nearest(*x).value());
         }
-    });
-    out
+    }
+}
+
+dispatch! {
+    fn round_pairs<T: Float, M: Isa>(x: &[[f32; 2]], out: &mut [MaybeUninit<f32>]) {
+        for (out, [first, second]) in out.iter_mut().zip(x) {
+            let second = u32::from(Brain::nearest(*second).0);
+            out.write(f32::from_bits(Brain::nearest(*first).value().to_bits() | second));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::{
     transpose::{self, Element, SIDE},
     weight::{Block, COLUMNS, Elements, Order},
 };
-use std::{arch::x86_64::*, ops::Range};
+use std::{arch::x86_64::*, cell::RefCell, ops::Range};
 
 /// Columns of a panel: three vectors, so that with `TALL` rows the sums take 24 of AVX-512's 32 registers.
 const WIDE: usize = COLUMNS;
@@ -62,6 +62,11 @@ struct Line {
     _elements: [f32; LANES],
 }
 
+thread_local! {
+    /// Where a thread lays out its panels, one after the other.
+    static PANEL: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Computes a block of a product; false where the machine lacks the instructions.
 pub fn product(block: &Block<'_, f32>) -> bool {
     let Some(kernels) = kernels(block.weight.elements) else { return false };
@@ -73,7 +78,18 @@ pub fn product(block: &Block<'_, f32>) -> bool {
     };
     // Few rows do not pay for a panel that has left the first-level cache when they come.
     let long = if block.rows.len() > TALL { span * deep } else { deep };
-    let mut panel = vec![Line { _elements: [0.0; LANES] }; long.min(depth) * WIDE / LANES];
+    PANEL.with_borrow_mut(|panel| {
+        let lines = long.min(depth) * WIDE / LANES;
+        if panel.len() < lines {
+            panel.resize(lines, Line { _elements: [0.0; LANES] });
+        }
+        by_panels(block, kernels, [deep, long], panel);
+    });
+    true
+}
+
+fn by_panels(block: &Block<'_, f32>, kernels: &Kernels, [deep, long]: [usize; 2], panel: &mut [Line]) {
+    let depth = block.weight.depth;
     for start in (0..depth).step_by(long) {
         let terms = start..depth.min(start + long);
         for first in block.columns.clone().step_by(WIDE) {
@@ -81,15 +97,14 @@ pub fn product(block: &Block<'_, f32>) -> bool {
             // SAFETY: the machine has AVX2, as it has kernels.
             unsafe {
                 match block.weight.elements {
-                    Elements::Same(elements) => lay_out(elements, block, terms.clone(), columns.clone(), &mut panel),
-                    Elements::Brain(elements) => lay_out(elements, block, terms.clone(), columns.clone(), &mut panel),
-                    Elements::Pairs(elements) => lay_out(elements, block, terms.clone(), columns.clone(), &mut panel),
+                    Elements::Same(elements) => lay_out(elements, block, terms.clone(), columns.clone(), panel),
+                    Elements::Brain(elements) => lay_out(elements, block, terms.clone(), columns.clone(), panel),
+                    Elements::Pairs(elements) => lay_out(elements, block, terms.clone(), columns.clone(), panel),
                 }
-                multiply(block, kernels, (terms.clone(), deep), columns, &panel);
+                multiply(block, kernels, (terms.clone(), deep), columns, panel);
             }
         }
     }
-    true
 }
 
 /// Terms of one sum, where there are `depth` in all: as equal as can be.

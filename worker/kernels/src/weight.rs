@@ -207,16 +207,20 @@ impl<'a, T: Float> Block<'a, T> {
 
     /// Reads some columns of a row of the result, which must have been written.
     #[inline(always)]
-    pub fn get(&self, row: usize, columns: Range<usize>, sums: &mut [T]) {
+    pub fn get(&self, row: usize, columns: Range<usize>, sums: &mut [T; COLUMNS]) {
         let part = self.part(row, columns);
         sums[..part.len()].copy_from_slice(part);
     }
 
     /// Writes some columns of a row of the result.
     #[inline(always)]
-    pub fn put(&self, row: usize, columns: Range<usize>, sums: &[T]) {
+    pub fn put(&self, row: usize, columns: Range<usize>, sums: &[T; COLUMNS]) {
         let part = self.part(row, columns);
-        part.copy_from_slice(&sums[..part.len()]);
+        // A known length makes this a few vectors instead of a call.
+        match <&mut [T; COLUMNS]>::try_from(&mut *part) {
+            Ok(part) => *part = *sums,
+            Err(_) => part.copy_from_slice(&sums[..part.len()]),
+        }
     }
 
     /// Is the product all there is?

@@ -1,4 +1,5 @@
-//! How fast prompts of a language model are analysed: `language_speed MODEL PROMPTS.json [THREADS [PER_TASK [SHOTS]]]`.
+//! How fast prompts of a language model are analysed: `language_speed MODEL PROMPTS.json [THREADS [PER_TASK [SHOTS
+//! [DTYPE]]]]`, DTYPE being f32, bf16 or f16.
 //!
 //! Prints the memory and time of loading, then prompts and prompt tokens per second of one pass without answers (task
 //! decodability at all layers), with greedy answers, with the lens, and with all three; and what is saved by doing these in one
@@ -28,19 +29,20 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 fn main() -> Result<(), Failure> {
     taskvec_kernels::process::prepare();
     let mut args = std::env::args().skip(1);
-    let usage = "usage: language_speed MODEL PROMPTS.json [THREADS [PER_TASK [SHOTS]]]";
+    let usage = "usage: language_speed MODEL PROMPTS.json [THREADS [PER_TASK [SHOTS [f32 | bf16 | f16]]]]";
     let (path, out) = (args.next().ok_or(usage)?, args.next().ok_or(usage)?);
     let mut number = |default: usize| args.next().map_or(Ok(default), |s| s.parse());
     let (threads, per_task, shots) = (number(1)?, number(20)?, number(4)?);
+    let dtype = args.next().map_or(Ok(FloatType::F32), |s| serde_json::from_value(json!(s)))?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    pool.install(|| run(&path, &out, per_task as u32, shots as u32))
+    let spec = PretrainedSpec { path, revision: None, dtype, identity: None };
+    pool.install(|| run(&spec, &out, per_task as u32, shots as u32))
 }
 
-fn run(path: &str, out: &str, per_task: u32, shots: u32) -> Result<(), Failure> {
-    let spec = PretrainedSpec { path: path.to_owned(), revision: None, dtype: FloatType::F32, identity: None };
+fn run(spec: &PretrainedSpec, out: &str, per_task: u32, shots: u32) -> Result<(), Failure> {
     let start = Instant::now();
-    let reader = Models::default().get(&spec)?;
-    let weights = load::Files::find(path, None)?.bytes(reader.model.dtype());
+    let reader = Models::default().get(spec)?;
+    let weights = load::Files::find(&spec.path, None)?.bytes(reader.model.dtype());
     let peak = peak_bytes().unwrap_or(f64::NAN);
     println!(
         "load                 {:6.2} s   weights {:.0} MB, peak memory {:.0} MB ({:.2} of the weights)",
@@ -52,8 +54,10 @@ fn run(path: &str, out: &str, per_task: u32, shots: u32) -> Result<(), Failure> 
     let data = natural(Family::Bitwise { digits: 5 });
     let rows = prompts(&reader, &data, per_task, shots)?;
     let right = measured(&reader, &data, per_task, shots, &rows)?;
-    padding(&reader, per_task, shots)?;
-    beginnings(&reader, &data, shots, &rows)?;
+    if spec.dtype == FloatType::F32 {
+        padding(&reader, per_task, shots)?;
+        beginnings(&reader, &data, shots, &rows)?;
+    }
     let prompts: Vec<_> = rows.iter().map(|p| json!({ "tokens": p.tokens, "answer": p.answer })).collect();
     std::fs::write(out, json!({ "prompts": prompts, "accuracy": right }).to_string())?;
     Ok(())

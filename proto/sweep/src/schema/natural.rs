@@ -50,7 +50,7 @@ const PRETRAINED: &[Key] = &[
         name: "dtype",
         kind: Kind::Word(&[word("f32", "32-bit floats"), word("bf16", "bfloat16"), word("f16", "16-bit floats")]),
         default: Is("f32"),
-        meaning: "what weights are held in; activations are 32-bit floats",
+        meaning: "what weights are held in; activations are 32-bit floats, which products with `bf16` weights round to bf16",
     },
 ];
 

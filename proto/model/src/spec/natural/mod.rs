@@ -46,7 +46,7 @@ pub struct PretrainedSpec {
     pub path: String,
     /// A folder below `path`, or a revision of the hub.
     pub revision: Option<String>,
-    /// What weights are held in; activations are 32-bit floats.
+    /// What weights are held in; activations are 32-bit floats, which products with `bf16` weights round to bf16.
     pub dtype: FloatType,
     /// Filled in when the sweep is planned where the files are; workers refuse files that are not these.
     pub identity: Option<ModelIdentity>,
