@@ -43,6 +43,7 @@ mod mse;
 #[cfg(target_arch = "x86_64")]
 mod panel;
 mod par;
+mod precision;
 pub mod process;
 mod product;
 pub mod reference;

@@ -5,6 +5,7 @@
 
 pub use crate::adam::Update;
 pub use crate::float::Float;
+pub use crate::precision::Precision;
 use crate::{
     adam, attention,
     dispatch::dispatch,
@@ -19,90 +20,105 @@ fn unread<T: Float>(out: &mut [T]) -> &mut [MaybeUninit<T>] {
     unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) }
 }
 
-/// `out = x·W`, a chunk of rows at a time, each then handed to `finish` with its range of `out`'s elements while it is in the
-/// cache. W is (inputs, outputs), or (outputs, inputs) where `transposed`.
-fn product<T: Float>(
-    x: &[T],
-    weight: &[T],
-    inputs: usize,
-    transposed: bool,
-    out: &mut [T],
-    finish: impl Fn(std::ops::Range<usize>, &mut [T]),
-) {
-    let outputs = weight.len() / inputs;
-    let rows = product::rows_at_a_time(inputs, outputs);
-    assert!(outputs * inputs == weight.len() && x.len() / inputs * outputs == out.len());
-    let order = if transposed { Order::ByColumn } else { Order::ByTerm };
-    let weight = Weight { elements: Elements::Same(weight), depth: inputs, columns: outputs, order };
-    for (i, (out, x)) in out.chunks_mut(rows * outputs).zip(x.chunks(rows * inputs)).enumerate() {
-        let from = i * rows * outputs;
-        weight::alone(Left(x, inputs, 1), x.len() / inputs, weight, out);
-        finish(from..from + out.len(), out);
+/// Products with weights, and what is done with each as it is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Products {
+    pub precision: Precision,
+}
+
+impl Products {
+    /// `out = x·W + b`: `x` (n, inputs), `W` (inputs, outputs), `b` (outputs).
+    pub fn linear(self, x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+        let inputs = weight.len() / bias.len();
+        self.product(x, weight, inputs, Order::ByTerm, out, |_, out| crate::linear::add_bias(out, bias));
     }
-}
 
-/// `out = x·W + b`: `x` (n, inputs), `W` (inputs, outputs), `b` (outputs).
-pub fn linear<T: Float>(x: &[T], weight: &[T], bias: &[T], out: &mut [T]) {
-    product(x, weight, weight.len() / bias.len(), false, out, |_, out| crate::linear::add_bias(out, bias));
-}
+    /// `out = x·Wᵀ + b` with `W` (outputs, inputs).
+    pub fn linear_t(self, x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+        let inputs = weight.len() / bias.len();
+        self.product(x, weight, inputs, Order::ByColumn, out, |_, out| crate::linear::add_bias(out, bias));
+    }
 
-/// `out = x·Wᵀ + b` with `W` (outputs, inputs).
-pub fn linear_t<T: Float>(x: &[T], weight: &[T], bias: &[T], out: &mut [T]) {
-    product(x, weight, weight.len() / bias.len(), true, out, |_, out| crate::linear::add_bias(out, bias));
-}
+    /// `out = residual + x·W + b`.
+    pub fn linear_residual(self, x: &[f32], weight: &[f32], bias: &[f32], residual: &[f32], out: &mut [f32]) {
+        assert_eq!(residual.len(), out.len());
+        let inputs = weight.len() / bias.len();
+        self.product(x, weight, inputs, Order::ByTerm, out, |range, out| add_both(out, bias, &residual[range]));
+    }
 
-/// `out = residual + x·W + b`.
-pub fn linear_residual<T: Float>(x: &[T], weight: &[T], bias: &[T], residual: &[T], out: &mut [T]) {
-    assert_eq!(residual.len(), out.len());
-    product(x, weight, weight.len() / bias.len(), false, out, |range, out| add_both(out, bias, &residual[range]));
-}
+    /// `out = gelu(x·W + b)`, and GELU's derivative at each element in `slope`.
+    pub fn linear_gelu(self, x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32], slope: &mut [f32]) {
+        assert_eq!(slope.len(), out.len());
+        let slope = std::cell::RefCell::new(slope);
+        self.product(x, weight, weight.len() / bias.len(), Order::ByTerm, out, |range, out| {
+            crate::linear_gelu::bias_gelu_with_slope(out, bias, unread(&mut slope.borrow_mut()[range]));
+        });
+    }
 
-/// `out = gelu(x·W + b)`, and GELU's derivative at each element in `slope`.
-pub fn linear_gelu<T: Float>(x: &[T], weight: &[T], bias: &[T], out: &mut [T], slope: &mut [T]) {
-    assert_eq!(slope.len(), out.len());
-    let slope = std::cell::RefCell::new(slope);
-    product(x, weight, weight.len() / bias.len(), false, out, |range, out| {
-        crate::linear_gelu::bias_gelu_with_slope(out, bias, unread(&mut slope.borrow_mut()[range]));
-    });
-}
+    /// `dx = grad·Wᵀ` for `y = x·W`.
+    pub fn gradient_of_input(self, grad: &[f32], weight: &[f32], outputs: usize, dx: &mut [f32]) {
+        self.product(grad, weight, outputs, Order::ByColumn, dx, |_, _| {});
+    }
 
-/// `dx = grad·Wᵀ` for `y = x·W`.
-pub fn gradient_of_input<T: Float>(grad: &[T], weight: &[T], outputs: usize, dx: &mut [T]) {
-    product(grad, weight, outputs, true, dx, |_, _| {});
-}
+    /// `dx = grad·W` for `y = x·Wᵀ`.
+    pub fn gradient_of_input_t(self, grad: &[f32], weight: &[f32], outputs: usize, dx: &mut [f32]) {
+        self.product(grad, weight, outputs, Order::ByTerm, dx, |_, _| {});
+    }
 
-/// `dx = grad·W` for `y = x·Wᵀ`.
-pub fn gradient_of_input_t<T: Float>(grad: &[T], weight: &[T], outputs: usize, dx: &mut [T]) {
-    product(grad, weight, outputs, false, dx, |_, _| {});
-}
+    /// `dx = (grad·Wᵀ) · slope`, by element.
+    pub fn gradient_before_gelu(self, grad: &[f32], weight: &[f32], outputs: usize, slope: &[f32], dx: &mut [f32]) {
+        assert_eq!(slope.len(), dx.len());
+        self.product(grad, weight, outputs, Order::ByColumn, dx, |range, dx| scale(dx, &slope[range]));
+    }
 
-/// `dx = (grad·Wᵀ) · slope`, by element.
-pub fn gradient_before_gelu<T: Float>(grad: &[T], weight: &[T], outputs: usize, slope: &[T], dx: &mut [T]) {
-    assert_eq!(slope.len(), dx.len());
-    product(grad, weight, outputs, true, dx, |range, dx| scale(dx, &slope[range]));
-}
+    /// `dW = xᵀ·grad` (inputs, outputs) and `db`, the sum of grad's rows.
+    pub fn gradient_of_linear(self, x: &[f32], grad: &[f32], dweight: &mut [f32], dbias: &mut [f32]) {
+        let outputs = dbias.len();
+        self.gradient_of_weight(x, grad, outputs, dweight);
+        dbias.fill(0.0);
+        crate::linear::column_sums(grad, dbias);
+    }
 
-/// `dW = xᵀ·grad` (inputs, outputs) and `db`, the sum of grad's rows.
-pub fn gradient_of_linear<T: Float>(x: &[T], grad: &[T], dweight: &mut [T], dbias: &mut [T]) {
-    let outputs = dbias.len();
-    weight_gradient(x, grad, outputs, dweight);
-    dbias.fill(T::zero());
-    crate::linear::column_sums(grad, dbias);
-}
+    /// The same for `W` (outputs, inputs): `dW = gradᵀ·x`.
+    pub fn gradient_of_linear_t(self, x: &[f32], grad: &[f32], dweight: &mut [f32], dbias: &mut [f32]) {
+        self.gradient_of_weight(grad, x, dweight.len() / dbias.len(), dweight);
+        dbias.fill(0.0);
+        crate::linear::column_sums(grad, dbias);
+    }
 
-/// The same for `W` (outputs, inputs): `dW = gradᵀ·x`.
-pub fn gradient_of_linear_t<T: Float>(x: &[T], grad: &[T], dweight: &mut [T], dbias: &mut [T]) {
-    weight_gradient(grad, x, dweight.len() / dbias.len(), dweight);
-    dbias.fill(T::zero());
-    crate::linear::column_sums(grad, dbias);
-}
+    /// `out = x·W`, a chunk of rows at a time, each then handed to `finish` with its range of `out`'s elements while it is in
+    /// the cache. W is (inputs, outputs), or (outputs, inputs) by column.
+    fn product(
+        self,
+        x: &[f32],
+        weight: &[f32],
+        inputs: usize,
+        order: Order,
+        out: &mut [f32],
+        finish: impl Fn(std::ops::Range<usize>, &mut [f32]),
+    ) {
+        let outputs = weight.len() / inputs;
+        let rows = product::rows_at_a_time(inputs, outputs);
+        assert!(outputs * inputs == weight.len() && x.len() / inputs * outputs == out.len());
+        self.precision.rounded([x, weight], |[x, weight]| {
+            let weight = Weight { elements: Elements::Same(weight), depth: inputs, columns: outputs, order };
+            for (i, (out, x)) in out.chunks_mut(rows * outputs).zip(x.chunks(rows * inputs)).enumerate() {
+                let from = i * rows * outputs;
+                weight::alone(Left(x, inputs, 1), x.len() / inputs, weight, out);
+                finish(from..from + out.len(), out);
+            }
+        });
+    }
 
-/// `out = aᵀ·b` for `a` (n, …) and `b` (n, columns).
-fn weight_gradient<T: Float>(a: &[T], b: &[T], columns: usize, out: &mut [T]) {
-    let (rows, depth) = (out.len() / columns, b.len() / columns);
-    assert!(rows * columns == out.len() && depth * columns == b.len() && depth * rows == a.len());
-    let b = Weight { elements: Elements::Same(b), depth, columns, order: Order::ByTerm };
-    weight::alone(Left(a, 1, rows), rows, b, out);
+    /// `out = aᵀ·b` for `a` (n, …) and `b` (n, columns).
+    fn gradient_of_weight(self, a: &[f32], b: &[f32], columns: usize, out: &mut [f32]) {
+        let (rows, depth) = (out.len() / columns, b.len() / columns);
+        assert!(rows * columns == out.len() && depth * columns == b.len() && depth * rows == a.len());
+        self.precision.rounded([a, b], |[a, b]| {
+            let b = Weight { elements: Elements::Same(b), depth, columns, order: Order::ByTerm };
+            weight::alone(Left(a, 1, rows), rows, b, out);
+        });
+    }
 }
 
 /// Layer norm of rows as wide as `weight`.

@@ -98,7 +98,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self, ScienceError> {
         let train = segment.train;
         let optimizer = (optim::adam(&train.optimizer), train.clip_norm);
-        let engine = Engine::new(network, moments, optimizer, train.batch as usize)?;
+        let engine = Engine::new(network, moments, optimizer, train.batch as usize, train.precision)?;
         Ok(Self { segment: *segment, engine, step, last_loss: None })
     }
 

@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{Device, Tensor};
 use taskvec_kernels::mse_at;
-use taskvec_model::spec::{DataSpec, ModelSpec, OptimizerSpec, SparseLinear, YChannel};
+use taskvec_model::spec::{DataSpec, ModelSpec, OptimizerSpec, Precision, SparseLinear, YChannel};
 use taskvec_science::{
     data::{Bases, Sequences, generate},
     engine::Engine,
@@ -57,8 +57,12 @@ impl Case {
     }
 
     fn engine(&self) -> Engine {
+        self.engine_in(Precision::F32)
+    }
+
+    fn engine_in(&self, precision: Precision) -> Engine {
         let optimizer = (optim::adam(&self.optimizer), self.clip_norm);
-        Engine::new(&self.network(), None, optimizer, self.batch as usize).unwrap()
+        Engine::new(&self.network(), None, optimizer, self.batch as usize, precision).unwrap()
     }
 }
 
@@ -111,6 +115,41 @@ fn three_updates_are_those_of_the_plain_path() {
             assert_close(&format!("{name}: {parameter}"), &values(&network.parameters()[i].1), &values(theirs), 1e-4);
             let expected = &optimizer.moments()[i].v;
             assert_close(&format!("{name}: v of {parameter}"), &values(&moments[i].v), &values(expected), 1e-3);
+        }
+    }
+}
+
+/// What rounding does to one step: in every gradient a multiple of what it does to one number, 2⁻¹¹ and 2⁻⁸ of it at most.
+#[test]
+fn fewer_bits_move_every_gradient_a_little() {
+    for (layers, width, heads, examples, batch, clip_norm) in CASES {
+        let case = Case::new(layers, width, heads, examples, batch, clip_norm);
+        let after = |precision| {
+            let mut engine = case.engine_in(precision);
+            let loss = engine.gradients(case.sparse(), Case::stream(1));
+            engine.update(1, 1e-2);
+            (loss, engine.moments().unwrap())
+        };
+        let (loss, exact) = after(Precision::F32);
+        let norm = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let moved = |precision, unit: f64| -> Vec<f64> {
+            let (rounded_loss, rounded) = after(precision);
+            assert_eq!(rounded_loss.of_zero, loss.of_zero);
+            assert!((rounded_loss.loss / loss.loss - 1.0).abs() < 40.0 * unit, "{rounded_loss:?}, not {loss:?}");
+            let moved = rounded.iter().zip(&exact).map(|(rounded, exact)| {
+                let (rounded, exact) = (values(&rounded.m), values(&exact.m));
+                let difference: Vec<f32> = rounded.iter().zip(&exact).map(|(a, b)| a - b).collect();
+                norm(&difference) / norm(&exact) / unit
+            });
+            moved.collect()
+        };
+        let (tf32, bf16) = (moved(Precision::Tf32, 2f64.powi(-11)), moved(Precision::Bf16, 2f64.powi(-8)));
+        for ((name, _), units) in case.network().parameters().iter().zip(tf32.iter().zip(&bf16)) {
+            let (tf32, bf16) = units;
+            assert!(
+                [tf32, bf16].into_iter().all(|units| *units > 0.0 && *units < 40.0),
+                "{layers} layers: {name} {units:?}"
+            );
         }
     }
 }

@@ -50,6 +50,10 @@ pub enum Decay {
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     F32,
+    /// Factors of products with weights are rounded to TF32: 10 bits behind the point.
+    Tf32,
+    /// The same to bfloat16: 7 bits.
+    Bf16,
 }
 
 impl TrainSpec {

@@ -223,9 +223,13 @@ const TRAIN: &[Key] = &[
     CLIP_NORM,
     Key {
         name: "precision",
-        kind: Kind::Word(&[word("f32", "32-bit floats throughout"), later("tf32"), later("bf16")]),
+        kind: Kind::Word(&[
+            word("f32", "as they are"),
+            word("tf32", "to 10 bits behind the point"),
+            word("bf16", "to bfloat16, 7 bits"),
+        ]),
         default: Is("f32"),
-        meaning: "number format of training",
+        meaning: "what factors of products with weights are rounded to in training; everything else is 32-bit floats",
     },
     LOG_EVERY,
 ];

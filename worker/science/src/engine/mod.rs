@@ -22,9 +22,9 @@ use rayon::prelude::*;
 use std::convert::Infallible;
 use taskvec_kernels::{
     Adam,
-    slices::{self, Update},
+    slices::{self, Precision as Factors, Update},
 };
-use taskvec_model::spec::SparseLinear;
+use taskvec_model::spec::{Precision, SparseLinear};
 
 /// Fewer tokens than this would make the products of a piece slow.
 const TOKENS: usize = 256;
@@ -65,6 +65,7 @@ impl Engine {
         moments: Option<&[Moments]>,
         (adam, clip_norm): (Adam, Option<f64>),
         batch: usize,
+        precision: Precision,
     ) -> Result<Self> {
         let sizes = network.sizes();
         let parameters = flat(network.parameters().iter().map(|(_, t)| t))?;
@@ -75,7 +76,13 @@ impl Engine {
         if moments.iter().any(|m| m.len() != parameters.len()) {
             candle_core::bail!("moments of {} parameters beside {}", moments[0].len(), parameters.len());
         }
-        let pieces = cut(batch, sizes.positions).into_iter().map(|range| Piece::new(sizes, range, parameters.len()));
+        let precision = match precision {
+            Precision::F32 => Factors::F32,
+            Precision::Tf32 => Factors::Tf32,
+            Precision::Bf16 => Factors::Bf16,
+        };
+        let piece = |range| Piece::new(sizes, range, parameters.len(), precision);
+        let pieces = cut(batch, sizes.positions).into_iter().map(piece);
         let (pieces, gradients) = (pieces.collect(), vec![0.0; parameters.len()]);
         Ok(Self { sizes, adam, clip_norm, parameters, moments, gradients, pieces })
     }

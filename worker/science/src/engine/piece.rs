@@ -6,14 +6,14 @@ use crate::{
     model::{Affine, Block, LAYER_NORM_EPSILON as EPSILON, Parameters, Sizes},
 };
 use std::ops::Range;
-use taskvec_kernels::slices::{self, Sequences as Shape};
+use taskvec_kernels::slices::{self, Precision, Products, Sequences as Shape};
 
 /// Space for n tokens of some sequences, or the r = n / 2 of them at x positions, where y is predicted.
 pub(super) struct Piece {
     sizes: Sizes,
     /// Which sequences of the batch.
     range: Range<usize>,
-    shape: Shape,
+    how: How,
     /// (n, C).
     tokens: Vec<f32>,
     blocks: Vec<Space>,
@@ -24,6 +24,13 @@ pub(super) struct Piece {
     predicted: Vec<f32>,
     back: Back,
     gradients: Vec<f32>,
+}
+
+/// How the layers are computed.
+#[derive(Clone, Copy)]
+struct How {
+    shape: Shape,
+    products: Products,
 }
 
 /// What a block keeps for its way back. The last block needs r rows after its attention, all others n.
@@ -52,7 +59,8 @@ struct Back {
 
 impl Piece {
     /// Sequences `range` of a batch, for a model of `parameters` parameters.
-    pub fn new(sizes: Sizes, range: Range<usize>, parameters: usize) -> Self {
+    pub fn new(sizes: Sizes, range: Range<usize>, parameters: usize, precision: Precision) -> Self {
+        let shape = Shape { tokens: sizes.positions, width: sizes.width, heads: sizes.heads };
         let (d, n) = (sizes.width, range.len() * sizes.positions);
         let r = n / 2;
         let space = |i: usize| {
@@ -65,7 +73,7 @@ impl Piece {
         Self {
             sizes,
             range,
-            shape: Shape { tokens: sizes.positions, width: d, heads: sizes.heads },
+            how: How { shape, products: Products { precision } },
             tokens: vec![0.0; n * sizes.channels],
             blocks: (0..sizes.layers).map(space).collect(),
             last: vec![0.0; r * d],
@@ -109,35 +117,35 @@ impl Piece {
 
     fn forward(&mut self, p: &Parameters<&[f32]>) {
         let first = &mut self.blocks[0].x;
-        slices::linear_t(&self.tokens, p.read_in.weight, p.read_in.bias, first);
+        self.how.products.linear_t(&self.tokens, p.read_in.weight, p.read_in.bias, first);
         first.chunks_exact_mut(p.positions.len()).for_each(|sequence| slices::add(sequence, p.positions));
         let mut blocks = self.blocks.as_mut_slice();
         for block in &p.blocks {
             let Some((space, rest)) = blocks.split_first_mut() else { break };
             match rest.first_mut() {
-                Some(next) => space.forward(block, self.shape, &mut next.x),
-                None => space.forward_at_x(block, self.shape, &mut self.back.narrow, &mut self.last),
+                Some(next) => space.forward(block, self.how, &mut next.x),
+                None => space.forward_at_x(block, self.how, &mut self.back.narrow, &mut self.last),
             }
             blocks = rest;
         }
         slices::layer_norm(&self.last, p.ln_f.weight, p.ln_f.bias, EPSILON, &mut self.normed);
-        slices::linear_t(&self.normed, p.read_out.weight, p.read_out.bias, &mut self.predicted);
+        self.how.products.linear_t(&self.normed, p.read_out.weight, p.read_out.bias, &mut self.predicted);
     }
 
     fn backward(&mut self, p: &Parameters<&[f32]>) {
         let mut by = views_mut(self.sizes, &mut self.gradients);
         let (d, r) = (self.sizes.width, self.predicted.len());
         let errors = self.predicted.as_slice();
-        slices::gradient_of_linear_t(&self.normed, errors, by.read_out.weight, by.read_out.bias);
+        self.how.products.gradient_of_linear_t(&self.normed, errors, by.read_out.weight, by.read_out.bias);
         let (narrow, stream) = (&mut self.back.narrow[..r * d], &mut self.back.stream[..r * d]);
-        slices::gradient_of_input_t(errors, p.read_out.weight, 1, narrow);
+        self.how.products.gradient_of_input_t(errors, p.read_out.weight, 1, narrow);
         stream.fill(0.0);
         norm_backward(&self.last, &p.ln_f, narrow, stream, &mut by.ln_f);
         for (i, space) in self.blocks.iter_mut().enumerate().rev() {
-            space.backward(&p.blocks[i], self.shape, &mut self.back, &mut by.blocks[i]);
+            space.backward(&p.blocks[i], self.how, &mut self.back, &mut by.blocks[i]);
         }
         let stream = self.back.stream.as_slice();
-        slices::gradient_of_linear_t(&self.tokens, stream, by.read_in.weight, by.read_in.bias);
+        self.how.products.gradient_of_linear_t(&self.tokens, stream, by.read_in.weight, by.read_in.bias);
         by.positions.fill(0.0);
         let positions = by.positions;
         stream.chunks_exact(positions.len()).for_each(|sequence| slices::add(positions, sequence));
@@ -146,59 +154,59 @@ impl Piece {
 
 impl Space {
     /// From the block's input to what its heads read.
-    fn attend(&mut self, p: &Block<&[f32]>, shape: Shape) {
+    fn attend(&mut self, p: &Block<&[f32]>, how: How) {
         slices::layer_norm(&self.x, p.ln_1.weight, p.ln_1.bias, EPSILON, &mut self.normed);
-        slices::linear(&self.normed, p.c_attn.weight, p.c_attn.bias, &mut self.qkv);
-        slices::causal_attention(&self.qkv, shape, &mut self.read);
+        how.products.linear(&self.normed, p.c_attn.weight, p.c_attn.bias, &mut self.qkv);
+        slices::causal_attention(&self.qkv, how.shape, &mut self.read);
     }
 
     /// From what the heads read, and the stream beside it, to the block's output.
-    fn finish(&mut self, p: &Block<&[f32]>, [read, x]: [&[f32]; 2], out: &mut [f32]) {
-        slices::linear_residual(read, p.attn_proj.weight, p.attn_proj.bias, x, &mut self.mid);
+    fn finish(&mut self, p: &Block<&[f32]>, how: How, [read, x]: [&[f32]; 2], out: &mut [f32]) {
+        how.products.linear_residual(read, p.attn_proj.weight, p.attn_proj.bias, x, &mut self.mid);
         slices::layer_norm(&self.mid, p.ln_2.weight, p.ln_2.bias, EPSILON, &mut self.normed_mid);
-        slices::linear_gelu(&self.normed_mid, p.c_fc.weight, p.c_fc.bias, &mut self.hidden, &mut self.slope);
-        slices::linear_residual(&self.hidden, p.mlp_proj.weight, p.mlp_proj.bias, &self.mid, out);
+        how.products.linear_gelu(&self.normed_mid, p.c_fc.weight, p.c_fc.bias, &mut self.hidden, &mut self.slope);
+        how.products.linear_residual(&self.hidden, p.mlp_proj.weight, p.mlp_proj.bias, &self.mid, out);
     }
 
-    fn forward(&mut self, p: &Block<&[f32]>, shape: Shape, out: &mut [f32]) {
-        self.attend(p, shape);
+    fn forward(&mut self, p: &Block<&[f32]>, how: How, out: &mut [f32]) {
+        self.attend(p, how);
         let (read, x) = (std::mem::take(&mut self.read), std::mem::take(&mut self.x));
-        self.finish(p, [&read, &x], out);
+        self.finish(p, how, [&read, &x], out);
         (self.read, self.x) = (read, x);
     }
 
     /// The same for the x positions alone; `scratch` (n, d) is used.
-    fn forward_at_x(&mut self, p: &Block<&[f32]>, shape: Shape, scratch: &mut [f32], out: &mut [f32]) {
-        self.attend(p, shape);
+    fn forward_at_x(&mut self, p: &Block<&[f32]>, how: How, scratch: &mut [f32], out: &mut [f32]) {
+        self.attend(p, how);
         let (read, x) = scratch.split_at_mut(out.len());
-        gather(&self.read, shape.width, read);
-        gather(&self.x, shape.width, x);
-        self.finish(p, [read, x], out);
+        gather(&self.read, how.shape.width, read);
+        gather(&self.x, how.shape.width, x);
+        self.finish(p, how, [read, x], out);
     }
 
     /// From the gradient by the block's output, in `back.stream`, to that by its input, in the same place.
-    fn backward(&mut self, p: &Block<&[f32]>, shape: Shape, back: &mut Back, by: &mut Block<&mut [f32]>) {
-        let (d, after) = (shape.width, self.mid.len());
+    fn backward(&mut self, p: &Block<&[f32]>, how: How, back: &mut Back, by: &mut Block<&mut [f32]>) {
+        let (d, after) = (how.shape.width, self.mid.len());
         let (stream, narrow, wide) =
             (&mut back.stream[..after], &mut back.narrow[..after], &mut back.wide[..4 * after]);
-        slices::gradient_of_linear(&self.hidden, stream, by.mlp_proj.weight, by.mlp_proj.bias);
-        slices::gradient_before_gelu(stream, p.mlp_proj.weight, d, &self.slope, wide);
-        slices::gradient_of_linear(&self.normed_mid, wide, by.c_fc.weight, by.c_fc.bias);
-        slices::gradient_of_input(wide, p.c_fc.weight, 4 * d, narrow);
+        how.products.gradient_of_linear(&self.hidden, stream, by.mlp_proj.weight, by.mlp_proj.bias);
+        how.products.gradient_before_gelu(stream, p.mlp_proj.weight, d, &self.slope, wide);
+        how.products.gradient_of_linear(&self.normed_mid, wide, by.c_fc.weight, by.c_fc.bias);
+        how.products.gradient_of_input(wide, p.c_fc.weight, 4 * d, narrow);
         norm_backward(&self.mid, &p.ln_2, narrow, stream, &mut by.ln_2);
-        slices::gradient_of_input(stream, p.attn_proj.weight, d, narrow);
+        how.products.gradient_of_input(stream, p.attn_proj.weight, d, narrow);
         if after == self.read.len() {
-            slices::gradient_of_linear(&self.read, stream, by.attn_proj.weight, by.attn_proj.bias);
+            how.products.gradient_of_linear(&self.read, stream, by.attn_proj.weight, by.attn_proj.bias);
         } else {
             let read = &mut back.wide[..after];
             gather(&self.read, d, read);
-            slices::gradient_of_linear(read, stream, by.attn_proj.weight, by.attn_proj.bias);
+            how.products.gradient_of_linear(read, stream, by.attn_proj.weight, by.attn_proj.bias);
             scatter(&mut back.stream, d);
             scatter(&mut back.narrow, d);
         }
-        slices::causal_attention_backward(&self.qkv, &back.narrow, shape, &mut back.qkv);
-        slices::gradient_of_linear(&self.normed, &back.qkv, by.c_attn.weight, by.c_attn.bias);
-        slices::gradient_of_input(&back.qkv, p.c_attn.weight, 3 * d, &mut back.narrow);
+        slices::causal_attention_backward(&self.qkv, &back.narrow, how.shape, &mut back.qkv);
+        how.products.gradient_of_linear(&self.normed, &back.qkv, by.c_attn.weight, by.c_attn.bias);
+        how.products.gradient_of_input(&back.qkv, p.c_attn.weight, 3 * d, &mut back.narrow);
         norm_backward(&self.x, &p.ln_1, &back.narrow, &mut back.stream, &mut by.ln_1);
     }
 }
