@@ -1,4 +1,5 @@
-//! Adam with global-norm clipping, as `torch.optim.Adam` and `torch.nn.utils.clip_grad_norm_`.
+//! Adam with global-norm clipping, as `torch.optim.Adam` (with weight decay, `AdamW`) and
+//! `torch.nn.utils.clip_grad_norm_`.
 
 use candle_core::{Result, Tensor, backprop::GradStore};
 use taskvec_kernels::{Adam, sum_of_squares};
@@ -17,7 +18,7 @@ pub struct Moments {
 pub fn adam(spec: &OptimizerSpec) -> Adam {
     let OptimizerKind::Adam = spec.kind;
     let [beta1, beta2] = spec.betas;
-    Adam { beta1, beta2, epsilon: spec.epsilon }
+    Adam { beta1, beta2, epsilon: spec.epsilon, weight_decay: spec.weight_decay }
 }
 
 pub struct Optimizer {
@@ -82,7 +83,7 @@ mod tests {
         let var = Var::new(&[3.0f32, 4.0], &Device::Cpu).unwrap();
         let parameters = [("w".to_owned(), var.as_tensor().clone())];
         let kind = OptimizerKind::Adam;
-        let spec = OptimizerSpec { kind, learning_rate: 0.1, betas: [0.9, 0.999], epsilon: 1e-8 };
+        let spec = OptimizerSpec { kind, learning_rate: 0.1, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.0 };
         let optimizer = Optimizer::new(&spec, clip_norm, &parameters).unwrap();
         let loss = (var.sqr().unwrap().sum_all().unwrap() * (factor / 2.0)).unwrap();
         let norm = optimizer.update(&parameters, &loss.backward().unwrap(), 0.1, 1).unwrap();
