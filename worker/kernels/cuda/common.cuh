@@ -23,6 +23,11 @@ typedef long long i64;
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
+// Before a loop over the elements of an array that must be in registers. (The emulation has none.)
+#ifndef UNROLL
+#define UNROLL _Pragma("unroll")
+#endif
+
 __device__ inline int lane() { return threadIdx.x % WARP; }
 __device__ inline int warp() { return threadIdx.x / WARP; }
 __device__ inline int warps() { return blockDim.x / WARP; }

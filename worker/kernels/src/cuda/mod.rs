@@ -2,7 +2,7 @@
 //!
 //! The sources (`worker/kernels/cuda/*.cu`) are part of the program and are compiled when they are needed, for the GPU at
 //! hand, by NVRTC. A [`Call`] is one launch: which kernel, how many blocks, how much shared memory, which arguments. It is
-//! made by a function for each kernel ([`layers`], [`attention`], [`training`], [`language`], [`analysis`]), whatever
+//! made by a function for each kernel ([`layers`], [`attention`], [`attend`], [`training`], [`language`], [`analysis`]), whatever
 //! holds the memory, so that the tests execute on any machine, on a CPU, the very launches that a GPU is given
 //! (`tests/cuda_emulated.rs`).
 //!
@@ -13,6 +13,7 @@
 //! (`tests/cuda_compiles.rs`), and what they compute when emulated.
 
 pub mod analysis;
+pub mod attend;
 pub mod attention;
 mod call;
 #[cfg(feature = "cuda")]

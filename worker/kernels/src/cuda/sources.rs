@@ -12,7 +12,9 @@ pub struct Source {
 /// where one rounding is wanted the sources say `fmaf`.
 pub const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
 
-const HEADERS: [(&str, &str); 3] = [
+/// Those that include others first.
+const HEADERS: [(&str, &str); 4] = [
+    ("#include \"attend.cuh\"", include_str!("../../cuda/attend.cuh")),
     ("#include \"common.cuh\"", include_str!("../../cuda/common.cuh")),
     ("#include \"logarithm.cuh\"", include_str!("../../cuda/logarithm.cuh")),
     ("#include \"philox.cuh\"", include_str!("../../cuda/philox.cuh")),
@@ -25,8 +27,10 @@ macro_rules! sources {
 }
 
 /// All of them.
-pub const SOURCES: [Source; 13] = sources![
+pub const SOURCES: [Source; 15] = sources![
     "adam",
+    "attend",
+    "attend_backward",
     "attention",
     "bias",
     "cross_entropy",
