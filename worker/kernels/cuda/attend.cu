@@ -6,6 +6,14 @@ struct Softmax {
     float *scores, *largest, *factors;
 };
 
+__device__ inline void cap_scores(const Grouped& of, int lanes, int count, float* scores) {
+    for (int i = threadIdx.x; i < lanes * count; i += blockDim.x) {
+        float* score = scores + i / count * ATTEND_PITCH + i % count;
+        *score = capped(of, *score);
+    }
+    __syncthreads();
+}
+
 // The lane's largest score so far, and by how much what was computed before shrinks.
 __device__ inline void raise_largest(const GroupedLanes& lanes, int lane, int first, int count, const Softmax& of) {
     float largest = of.largest[lane];
@@ -71,10 +79,8 @@ extern "C" __global__ void attend_forward(
     for_keys(lanes, [&](int first, int row, int count) {
         load_keys(of, k, of.k_stride, row, count, tile);
         __syncthreads();
-        grouped_scores(of, lanes.count, count, queries, tile, [&](int lane, int j, float score) {
-            scores[lane * ATTEND_PITCH + j] = score;
-        });
-        __syncthreads();
+        grouped_scores(of, lanes.count, count, queries, tile, ATTEND_PITCH, scores);
+        if (of.cap > 0.0f) cap_scores(of, lanes.count, count, scores);
         if (leads) raise_largest(lanes, mine, first, count, softmax);
         load_keys(of, v, of.v_stride, row, count, tile);
         __syncthreads();

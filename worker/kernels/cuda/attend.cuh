@@ -152,18 +152,20 @@ __device__ inline void for_keys(const GroupedLanes& lanes, Work work) {
     }
 }
 
-// The scores of queries and keys.
-template <class Store>
+// The scores of queries and keys, without the cap, in rows of `pitch`; everyone's are there in the end.
 __device__ inline void grouped_scores(
-    const Grouped& of, int lanes, int keys, const float* queries, const float* tile, Store store
+    const Grouped& of, int lanes, int count, const float* queries, const float* keys, int pitch, float* scores
 ) {
     grouped_products(
-        lanes, keys, of.dim, [&](int lane, int e) { return queries[lane * pitch_of(of) + e]; },
-        [&](int j, int e) { return tile[j * pitch_of(of) + e]; },
-        [&](int lane, int j, float score) {
-            store(lane, j, of.cap > 0.0f ? of.cap * hyperbolic_tangent(score * of.inverse) : score);
-        }
+        lanes, count, of.dim, [&](int lane, int e) { return queries[lane * pitch_of(of) + e]; },
+        [&](int j, int e) { return keys[j * pitch_of(of) + e]; },
+        [&](int lane, int j, float score) { scores[lane * pitch + j] = score; }
     );
+    __syncthreads();
+}
+
+__device__ inline float capped(const Grouped& of, float score) {
+    return of.cap > 0.0f ? of.cap * hyperbolic_tangent(score * of.inverse) : score;
 }
 
 #endif

@@ -55,11 +55,14 @@ __device__ inline void probabilities_of(
     const Grouped& of, const GroupedLanes& lanes, int position, int count, const float* queries, const float* keys,
     const Softened& to
 ) {
-    grouped_scores(of, lanes.count, count, queries, keys, [&](int lane, int j, float score) {
-        float tangent = score * of.inverse, p = exponential(score - to.largest[lane]) * to.shares[lane];
-        to.slopes[lane * to.pitch + j] = 1.0f - tangent * tangent;
-        to.probabilities[lane * to.pitch + j] = lane_sees(lanes, lane, position + j) ? p : 0.0f;
-    });
+    grouped_scores(of, lanes.count, count, queries, keys, to.pitch, to.probabilities);
+    for (int i = threadIdx.x; i < lanes.count * count; i += blockDim.x) {
+        int lane = i / count, j = i % count, at = lane * to.pitch + j;
+        float score = capped(of, to.probabilities[at]), tangent = score * of.inverse;
+        float p = exponential(score - to.largest[lane]) * to.shares[lane];
+        to.slopes[at] = 1.0f - tangent * tangent;
+        to.probabilities[at] = lane_sees(lanes, lane, position + j) ? p : 0.0f;
+    }
 }
 
 // The gradients of scores.

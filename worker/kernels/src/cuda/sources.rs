@@ -1,4 +1,4 @@
-//! The text of the kernels.
+//! The text of the kernels, and what NVIDIA's compiler made of it.
 
 /// One compilation unit: the kernels of one file.
 #[derive(Clone, Copy, Debug)]
@@ -6,6 +6,7 @@ pub struct Source {
     /// The file's name without its ending.
     pub name: &'static str,
     text: &'static str,
+    ptx: &'static str,
 }
 
 /// What NVRTC and nvcc are told beside the architecture. Without contraction a × b + c is rounded twice, as on the CPU;
@@ -22,7 +23,11 @@ const HEADERS: [(&str, &str); 4] = [
 
 macro_rules! sources {
     ($($name:literal),* $(,)?) => {
-        [$(Source { name: $name, text: include_str!(concat!("../../cuda/", $name, ".cu")) }),*]
+        [$(Source {
+            name: $name,
+            text: include_str!(concat!("../../cuda/", $name, ".cu")),
+            ptx: include_str!(concat!("../../ptx/", $name, ".ptx")),
+        }),*]
     };
 }
 
@@ -46,6 +51,12 @@ pub const SOURCES: [Source; 15] = sources![
 ];
 
 impl Source {
+    /// Its PTX, which the driver of any GPU from sm_80 on translates for that GPU. `make ptx` writes it, and a test holds it
+    /// against the text. The first line says what it is of.
+    pub fn ptx(&self) -> &'static str {
+        self.ptx
+    }
+
     /// The text with our headers in it, as NVRTC takes it: it includes nothing.
     pub fn text(&self) -> String {
         HEADERS.iter().fold(self.text.to_owned(), |text, (line, header)| text.replace(line, header))
