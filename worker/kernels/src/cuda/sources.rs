@@ -32,7 +32,7 @@ macro_rules! sources {
 }
 
 /// All of them.
-pub const SOURCES: [Source; 15] = sources![
+pub const SOURCES: [Source; 16] = sources![
     "adam",
     "attend",
     "attend_backward",
@@ -47,6 +47,7 @@ pub const SOURCES: [Source; 15] = sources![
     "positions",
     "rms_norm",
     "rotary",
+    "rounding",
     "sums",
 ];
 
