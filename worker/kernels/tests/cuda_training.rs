@@ -96,10 +96,13 @@ fn updates_are_those_of_the_cpu_bit_for_bit() {
         return;
     }
     let (rates, limits) = ([1e-3, 3e-2, 0.5], [f64::INFINITY, 0.7, 1e9]);
-    for (runs, count, weight_decay) in [(1, 1, 0.0), (2, 257, 0.3), (3, 20_000, 0.0)] {
+    for (runs, count, weight_decay, scale) in
+        [(1, 1, 0.0, 1.0), (2, 257, 0.3, 1.0), (3, 20_000, 0.0, 1.0), (2, 33, 0.1, 1e15), (3, 5, 0.0, 1e-30)]
+    {
         let of = Adam { weight_decay, ..ADAM };
         let len = runs * count;
-        let flat = [floats(1, len), floats(2, len), floats(3, len), floats(4, len).iter().map(|v| v * v).collect()];
+        let grad = floats(2, len).iter().map(|g| g * scale).collect();
+        let flat = [floats(1, len), grad, floats(3, len), floats(4, len).iter().map(|v| v * v).collect()];
         let steps = [1, 2, 40_000];
         let state = State { count, runs, flat, step: steps[..runs].to_vec() };
         let (after, norms) = update(of, &state, &rates[..runs], &limits[..runs]);
@@ -166,7 +169,7 @@ fn neighbours_are_found_with_ties_and_without_what_is_not_a_number() {
         // Few values, so that many distances are equal, and exact in any order.
         let mut values: Vec<f32> = floats(1, sets * points * dim).iter().map(|x| (x * 3.0).round()).collect();
         if points > 20 {
-            values[7 * dim] = f32::NAN;
+            (values[7 * dim], values[9 * dim], values[12 * dim]) = (f32::NAN, f32::INFINITY, f32::MAX);
         }
         let mut memory = Memory::default();
         let (place, out) = (memory.floats(&values), memory.unwritten(4 * sets * points * k));

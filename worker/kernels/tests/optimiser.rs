@@ -113,6 +113,37 @@ fn adam_refuses_what_does_not_fit() -> Result<()> {
     assert!(adam.update(&a, &b, &a.zeros_like()?, &a.zeros_like()?, 0.1, 1, 1.0).is_err());
     assert!(adam.update(&a, &wide, &a.zeros_like()?, &a.zeros_like()?, 0.1, 1, 1.0).is_err());
     assert!(adam.update(&a, &a.copy()?, &a.zeros_like()?, &a.zeros_like()?, 0.1, 0, 1.0).is_err());
+    // What is written must lie together.
+    let apart = tensor(1, &[3, 2], DType::F32)?.narrow(1, 0, 1)?;
+    let together = || tensor(2, &[3, 1], DType::F32);
+    assert!(adam.update(&apart, &together()?, &together()?, &together()?, 0.1, 1, 1.0).is_err());
+    assert!(adam.update(&together()?, &together()?, &apart, &together()?, 0.1, 1, 1.0).is_err());
+    Ok(())
+}
+
+#[test]
+fn adam_keeps_nan_and_copes_with_the_extreme() -> Result<()> {
+    let of = |x: f64| Tensor::full(x as f32, 3, &Device::Cpu);
+    let update = |[param, grad, m, v]: [f64; 4]| -> Result<[f64; 3]> {
+        let [param, grad, m, v] = [of(param)?, of(grad)?, of(m)?, of(v)?];
+        ADAMW.update(&param, &grad, &m, &v, 1e-3, 2, 1.0)?;
+        Ok([values(&param)?[1], values(&m)?[1], values(&v)?[1]])
+    };
+    let usual = [1.0, 0.5, 0.1, 0.2];
+    for nan in 0..4 {
+        let mut inputs = usual;
+        inputs[nan] = f64::NAN;
+        assert!(update(inputs)?[0].is_nan(), "NaN in input {nan} is lost");
+    }
+    for size in [1e-30, 1e-20, 1e4, 1e15] {
+        for scaled in 0..3 {
+            let mut inputs = usual;
+            inputs[scaled] *= size;
+            assert!(update(inputs)?.iter().all(|x| x.is_finite()), "input {scaled} times {size}");
+        }
+    }
+    // Nothing to go by is no update, whatever the second moment's square root divides.
+    assert_eq!(update([0.0; 4])?, [0.0; 3]);
     Ok(())
 }
 
@@ -126,5 +157,7 @@ fn the_norm_is_exact_and_keeps_nan() -> Result<()> {
     let strided = Tensor::new(&[[1f64, 2.0], [3.0, 4.0]], &Device::Cpu)?.narrow(1, 1, 1)?;
     assert_eq!(sum_of_squares(&strided)?, 20.0);
     assert!(sum_of_squares(&Tensor::new(&[1f32, f32::NAN], &Device::Cpu)?)?.is_nan());
+    let extreme = sum_of_squares(&Tensor::new(&[1e-30f32, 1e38], &Device::Cpu)?)?;
+    assert!((extreme / f64::from(1e38f32).powi(2) - 1.0).abs() < 1e-15, "{extreme}");
     Ok(())
 }
