@@ -58,6 +58,12 @@ __device__ inline float exponential(float x) {
     return e * __uint_as_float((__float_as_uint(shifted) + 127u) << 23);
 }
 
+// sum = x + residual of one row, by one warp, with `bias` added first unless it is null; `sum` may be either. Whoever
+// writes an element is the one who reads it where a warp goes over the row in the same way again.
+__device__ inline void add_residual(const float* x, const float* bias, const float* residual, int d, float* sum) {
+    for (int i = lane(); i < d; i += WARP) sum[i] = (bias ? x[i] + bias[i] : x[i]) + residual[i];
+}
+
 // A value and its derivative.
 struct Valued {
     float value, slope;
