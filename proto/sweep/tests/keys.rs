@@ -226,6 +226,9 @@ fn whatever_changes_the_results_changes_the_keys() {
         ("batch: 8", "batch: 8, optimizer: { learning_rate: 2e-4 }", &[Train, Icl, Td]),
         ("batch: 8", "batch: 8, optimizer: { betas: [0.9, 0.99] }", &[Train, Icl, Td]),
         ("batch: 8", "batch: 8, optimizer: { epsilon: 1e-7 }", &[Train, Icl, Td]),
+        ("batch: 8", "batch: 8, optimizer: { weight_decay: 0.1 }", &[Train, Icl, Td]),
+        // Written or not, no decay is what it was before there was one.
+        ("batch: 8", "batch: 8, optimizer: { weight_decay: 0 }", &[]),
         ("decay: cosine", "decay: linear", &[Train, Icl, Td]),
         ("{ kind: td }", "{ kind: td, k: 11 }", &[Td]),
         ("{ kind: td }", "{ kind: td, samples_per_task: 99 }", &[Td, Baselines]),

@@ -130,10 +130,14 @@ fn fine_tuning_is_found_again_wherever_its_trajectory_is_the_same() {
         "batch: 8, max_examples: 99",
         "batch: 8, shots: 5",
         "batch: 8, warmup: 1",
+        "batch: 8, optimizer: { weight_decay: 0.1 }",
     ] {
         let after = changed(FINETUNE, &[("batch: 8", train)]);
         assert_eq!(shared(&before, &after), BTreeMap::new(), "{train}");
     }
+    // Written or not, no decay is what it was before there was one.
+    let undecayed = changed(FINETUNE, &[("batch: 8", "batch: 8, optimizer: { weight_decay: 0 }")]);
+    assert_eq!(shared(&before, &undecayed), all);
 }
 
 /// The planner works out what the jobs of a run share only once; the public functions are the rule.

@@ -97,6 +97,7 @@ fn defaults_are_made_explicit() {
     assert_eq!((data.noise_variance, data.weight_mean, data.y_channel), (0.01, 0.0, YChannel::Shared));
     let (train, optimizer) = (&spec.train, &spec.train.optimizer);
     assert_eq!((optimizer.learning_rate, optimizer.betas, optimizer.epsilon), (1e-4, [0.9, 0.9999], 1e-8));
+    assert_eq!(optimizer.weight_decay, 0.0);
     assert_eq!((train.warmup, train.decay, train.clip_norm, train.log_every), (0, Decay::None, None, 10));
     assert_eq!(spec.evaluate.sequences, 1000);
     let AnalysisSpec::Td(td) = &spec.analyses[1] else { panic!() };

@@ -140,7 +140,7 @@ fn step(s: &Shape) -> Result<()> {
     let moments = vars.iter().map(|v| Ok((v.zeros_like()?, v.zeros_like()?))).collect::<Result<Vec<_>>>()?;
     let x = Tensor::randn(0f32, 1.0, (s.batch, s.tokens, s.width), &Device::Cpu)?;
     let target = x.zeros_like()?;
-    let adam = fast::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    let adam = fast::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
     let (mut forward, mut backward, mut update) = (Duration::MAX, Duration::MAX, Duration::MAX);
     let (begin, cpu, mut steps) = (Instant::now(), cpu_time(), 0);
     while begin.elapsed() < Duration::from_secs(3 * s.threads as u64) {

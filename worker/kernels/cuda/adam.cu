@@ -1,5 +1,5 @@
-// Adam over one flat buffer of parameters, with the gradient's norm clipped: for every run its own step, learning rate
-// and limit, read from the device so that a captured graph can be launched again and again.
+// Adam over one flat buffer of parameters, with decoupled weight decay and the gradient's norm clipped: for every run
+// its own step, learning rate and limit, read from the device so that a captured graph can be launched again and again.
 #include "common.cuh"
 
 // Elements of one partial sum. The launch depends on it: src/cuda/training.rs.
@@ -11,7 +11,7 @@
 struct Rates {
     // NaN where the run's gradient is not finite: nothing is changed then.
     float scale;
-    float beta1, rest1, beta2, rest2, epsilon, rate, correction;
+    float beta1, rest1, beta2, rest2, epsilon, rate, correction, decay;
 };
 
 // The sum of squares of SQUARES elements each of (S, count), in f64, into `partials` (S, parts). Grid (parts, S).
@@ -42,8 +42,8 @@ __device__ inline double power(double x, u32 n) {
 // at `learning_rates` (S, slots), slot step % slots; `limit` (S) is infinite where nothing is clipped. Grid (1, S).
 extern "C" __global__ void adam_rates(
     const double* __restrict__ partials, int parts, const double* __restrict__ learning_rates,
-    const double* __restrict__ limit, int slots, double beta1, double beta2, double epsilon, u64* step,
-    double* __restrict__ norms, Rates* __restrict__ rates
+    const double* __restrict__ limit, int slots, double beta1, double beta2, double epsilon, double weight_decay,
+    u64* step, double* __restrict__ norms, Rates* __restrict__ rates
 ) {
     __shared__ double scratch[WARP];
     int run = blockIdx.y;
@@ -67,6 +67,7 @@ extern "C" __global__ void adam_rates(
         (float)epsilon,
         (float)(learning_rates[slot] / (1.0 - power(beta1, exponent))),
         (float)(1.0 / sqrt(1.0 - power(beta2, exponent))),
+        (float)(learning_rates[slot] * weight_decay),
     };
 }
 
@@ -85,5 +86,5 @@ extern "C" __global__ void adam(
     float v1 = v[i] * by.beta2 + g * g * by.rest2;
     m[i] = m1;
     v[i] = v1;
-    param[i] -= by.rate * m1 / (sqrtf(v1) * by.correction + by.epsilon);
+    param[i] -= by.decay * param[i] + by.rate * m1 / (sqrtf(v1) * by.correction + by.epsilon);
 }

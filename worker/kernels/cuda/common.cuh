@@ -23,6 +23,11 @@ typedef long long i64;
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
+// Before a loop over the elements of an array that must be in registers. (The emulation has none.)
+#ifndef UNROLL
+#define UNROLL _Pragma("unroll")
+#endif
+
 __device__ inline int lane() { return threadIdx.x % WARP; }
 __device__ inline int warp() { return threadIdx.x / WARP; }
 __device__ inline int warps() { return blockDim.x / WARP; }
@@ -51,6 +56,12 @@ __device__ inline float exponential(float x) {
     p = fmaf(p, r, 0.5f);
     float e = fmaf(p, r * r, r) + 1.0f;
     return e * __uint_as_float((__float_as_uint(shifted) + 127u) << 23);
+}
+
+// sum = x + residual of one row, by one warp, with `bias` added first unless it is null; `sum` may be either. Whoever
+// writes an element is the one who reads it where a warp goes over the row in the same way again.
+__device__ inline void add_residual(const float* x, const float* bias, const float* residual, int d, float* sum) {
+    for (int i = lane(); i < d; i += WARP) sum[i] = (bias ? x[i] + bias[i] : x[i]) + residual[i];
 }
 
 // A value and its derivative.

@@ -30,6 +30,22 @@ extern "C" __global__ void layer_norm_forward(
     for (int i = lane(); i < d; i += WARP) out[i] = fmaf((x[i] - of.mean) * of.scale, weight[i], bias[i]);
 }
 
+// The same of x + added + residual, where `added` is a bias (d) of each run or null; the sum goes to `sum`, which may be x
+// or residual. Grid (rows / warps of a block, S).
+extern "C" __global__ void layer_norm_residual(
+    const float* x, const float* __restrict__ added, const float* residual, float* sum,
+    const float* __restrict__ weight, const float* __restrict__ bias, i64 stride, float eps, int rows, int d,
+    float* __restrict__ out
+) {
+    int row = blockIdx.x * warps() + warp();
+    if (row >= rows) return;
+    i64 at = ((i64)blockIdx.y * rows + row) * d, run = blockIdx.y * stride;
+    sum += at, out += at, weight += run, bias += run;
+    add_residual(x + at, added ? added + run : added, residual + at, d, sum);
+    Moments of = layer_norm_moments(sum, d, eps);
+    for (int i = lane(); i < d; i += WARP) out[i] = fmaf((sum[i] - of.mean) * of.scale, weight[i], bias[i]);
+}
+
 // Adds the gradient by x to dx, given that by the output: with n the normalised row and h = grad * weight,
 // (h - mean(h) - n * mean(h * n)) / sqrt(variance + eps). Those by weight and bias are summed over the rows of the
 // block into `partials` (S, blocks, 2d), for `sum_partials`. Grid (rows / LAYER_NORM_ROWS, S).

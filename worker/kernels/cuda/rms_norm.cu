@@ -24,6 +24,21 @@ extern "C" __global__ void rms_norm_forward(
     for (int i = lane(); i < d; i += WARP) out[i] = x[i] * scale * weight[i];
 }
 
+// The same of x + added + residual, where `added` is a bias (d) of each run or null; the sum goes to `sum`, which may be x
+// or residual. Grid (rows / warps of a block, S).
+extern "C" __global__ void rms_norm_residual(
+    const float* x, const float* __restrict__ added, const float* residual, float* sum,
+    const float* __restrict__ weight, i64 stride, float eps, int rows, int d, float* __restrict__ out
+) {
+    int row = blockIdx.x * warps() + warp();
+    if (row >= rows) return;
+    i64 at = ((i64)blockIdx.y * rows + row) * d, run = blockIdx.y * stride;
+    sum += at, out += at, weight += run;
+    add_residual(x + at, added ? added + run : added, residual + at, d, sum);
+    float scale = rms_norm_scale(sum, d, eps);
+    for (int i = lane(); i < d; i += WARP) out[i] = sum[i] * scale * weight[i];
+}
+
 // Adds the gradient by x to dx: with n = x * scale and h = grad * weight, (h - n * mean(h * n)) * scale. That by the
 // weight is summed over the rows of the block into `partials` (S, blocks, d), for `sum_partials`. Grid
 // (rows / RMS_NORM_ROWS, S).

@@ -9,14 +9,21 @@ use crate::{
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use std::cell::RefCell;
 
-/// Adam's constants (Kingma and Ba 2015; as in torch.optim.Adam without weight decay).
+/// Adam's constants (Kingma and Ba 2015), with decoupled weight decay (Loshchilov and Hutter 2019); as in torch.optim.AdamW,
+/// which without decay is torch.optim.Adam.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
     pub beta1: f64,
     pub beta2: f64,
     /// Added to the square root of the second moment after bias correction.
     pub epsilon: f64,
+    /// Times the learning rate, the part of itself that each parameter loses before the update; 0 for none, which leaves
+    /// every bit of a finite parameter as it is without.
+    pub weight_decay: f64,
 }
+
+/// What one update multiplies with.
+pub(crate) type Rates<T> = [T; 9];
 
 /// Which update it is.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +40,7 @@ const CHUNK: usize = 1 << 14;
 
 impl Adam {
     /// The factors of one update, computed in f64: 1 − 0.9999 in f32 would be wrong in its fourth digit.
-    pub(crate) fn rates(&self, Update { t, learning_rate, grad_scale }: Update) -> [f64; 8] {
+    pub(crate) fn rates(&self, Update { t, learning_rate, grad_scale }: Update) -> Rates<f64> {
         let exponent = i32::try_from(t).unwrap_or(i32::MAX);
         let correction2 = 1.0 - self.beta2.powi(exponent);
         [
@@ -45,6 +52,7 @@ impl Adam {
             self.epsilon,
             learning_rate / (1.0 - self.beta1.powi(exponent)),
             1.0 / correction2.sqrt(),
+            learning_rate * self.weight_decay,
         ]
     }
 
@@ -86,13 +94,14 @@ impl Adam {
 }
 
 dispatch! {
-    pub(crate) fn step<T: Float, I: Isa>(param: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], rates: &[T; 8]) {
-        let [scale, beta1, rest1, beta2, rest2, epsilon, rate, correction] = *rates;
+    pub(crate) fn step<T: Float, I: Isa>(param: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], rates: &Rates<T>) {
+        let [scale, beta1, rest1, beta2, rest2, epsilon, rate, correction, decay] = *rates;
         for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
             let g = g * scale;
             *m = *m * beta1 + g * rest1;
             *v = *v * beta2 + g * g * rest2;
-            *p -= rate * *m / ((*v).square_root() * correction + epsilon);
+            // Both at once: one alone may be too small to change a large parameter.
+            *p -= decay * *p + rate * *m / ((*v).square_root() * correction + epsilon);
         }
     }
 }

@@ -27,12 +27,7 @@ use std::{mem::MaybeUninit, sync::OnceLock};
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], attend: &Attend) -> Result<Tensor> {
     check_shapes(q, k, v)?;
     check_spans(spans, q.dim(0)?, k.dim(0)?)?;
-    if attend.window == Some(0) {
-        candle_core::bail!("attend: a window of 0 keys; a query sees at least its own, so 1 is the least");
-    }
-    if attend.softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
-        candle_core::bail!("attend: the scores' cap must be positive, not {:?}", attend.softcap);
-    }
+    check_how(attend)?;
     let kept = if q.track_op() || k.track_op() || v.track_op() { Kept::Later(OnceLock::new()) } else { Kept::Nothing };
     in_rows(q, 2)?.apply_op3(&in_rows(k, 2)?, &in_rows(v, 2)?, Op { spans: spans.to_vec(), how: *attend, kept })
 }
@@ -55,7 +50,17 @@ fn check_shapes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
     Ok(())
 }
 
-fn check_spans(spans: &[Span], queries: usize, keys: usize) -> Result<()> {
+pub(crate) fn check_how(attend: &Attend) -> Result<()> {
+    if attend.window == Some(0) {
+        candle_core::bail!("attend: a window of 0 keys; a query sees at least its own, so 1 is the least");
+    }
+    if attend.softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
+        candle_core::bail!("attend: the scores' cap must be positive, not {:?}", attend.softcap);
+    }
+    Ok(())
+}
+
+pub(crate) fn check_spans(spans: &[Span], queries: usize, keys: usize) -> Result<()> {
     let mut next = 0;
     for (i, span) in spans.iter().enumerate() {
         if span.queries.start != next || span.queries.end < next || span.queries.end > queries {

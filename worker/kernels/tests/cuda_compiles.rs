@@ -1,12 +1,14 @@
 //! Every CUDA source compiles for the oldest and the newest architecture that we ship for, on any machine that has NVRTC,
-//! which needs no GPU.
+//! which needs no GPU; and the PTX that is part of the program is theirs.
+//!
+//! `make ptx` (with `UPDATE_PTX=1`, this test) writes `worker/kernels/ptx`.
 
 use cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use taskvec_kernels::cuda::{OPTIONS, SOURCES};
+use taskvec_kernels::cuda::{OPTIONS, SOURCES, Source};
 
 /// The A100; the H100 and H200, and by its PTX whatever is newer.
 const ARCHITECTURES: [(&str, &str); 2] = [("compute_80", "sm_80"), ("compute_90", "sm_90")];
@@ -62,8 +64,34 @@ fn every_file_is_a_source_and_every_kernel_is_found() {
 }
 
 #[test]
+fn shipped_ptx_is_of_the_sources_as_they_are() {
+    if updating() {
+        return;
+    }
+    for source in SOURCES {
+        let (name, ptx) = (source.name, source.ptx());
+        let belongs = ptx.starts_with(&format!("// {name} {} ", digest(&source)));
+        assert!(
+            belongs,
+            "worker/kernels/ptx/{name}.ptx is not of {name}.cu as it is: run `make ptx` and commit what it writes"
+        );
+        assert_eq!(entries(ptx), source.kernels().count(), "{name}");
+        assert!(ptx.contains("\n.target sm_80\n") && ptx.contains(&format!("\n{VERSION}\n")), "{name}");
+        // What says how it is rounded is not contracted by the driver.
+        let arithmetic = |word: &&str| {
+            let (operation, kind) = word.split_once('.').unwrap_or_default();
+            let floats = kind.split('.').any(|part| part == "f32" || part == "f64");
+            floats && ["add", "sub", "mul", "mad", "fma", "div", "rcp", "sqrt"].contains(&operation)
+        };
+        let loose = |word: &&str| !word.contains(".rn.");
+        assert_eq!(ptx.split_whitespace().filter(arithmetic).find(loose), None, "{name}: may be rounded otherwise");
+    }
+}
+
+#[test]
 fn every_source_compiles_for_every_architecture() {
     if !nvrtc_is_here() {
+        assert!(!updating(), "PTX is made by NVRTC, which is not here: `make nvrtc` brings it");
         eprintln!(
             "\nSKIPPED: CUDA kernels are not compiled, since there is no NVRTC. `make nvrtc` puts it into target/cuda \
              (pip install --target target/cuda nvidia-cuda-nvrtc==13.0.88); it needs no GPU.\n"
@@ -73,26 +101,17 @@ fn every_source_compiles_for_every_architecture() {
     let ptxas = ptxas();
     for source in SOURCES {
         for (virtual_, real) in ARCHITECTURES {
-            let options = CompileOptions {
-                arch: Some(virtual_),
-                name: Some(format!("{}.cu", source.name)),
-                options: OPTIONS.map(str::to_owned).to_vec(),
-                ..Default::default()
-            };
-            let ptx = match compile_ptx_with_opts(source.text(), options) {
-                Ok(ptx) => ptx.to_src(),
-                Err(CompileError::CompileError { log, .. }) => {
-                    panic!("{} does not compile for {virtual_}:\n{}", source.name, log.to_string_lossy())
-                }
-                Err(other) => panic!("{}: NVRTC fails: {other:?}", source.name),
-            };
-            let entries: Vec<&str> = ptx.lines().filter_map(|line| line.split_once(".entry ").map(|l| l.1)).collect();
-            assert_eq!(entries.len(), source.kernels().count(), "{}: {entries:?}", source.name);
+            let ptx = compiled(&source, virtual_);
+            assert_eq!(entries(&ptx), source.kernels().count(), "{}", source.name);
             for name in source.kernels() {
-                assert!(entries.iter().any(|entry| entry.trim_end_matches('(') == name), "{name} has lost its name");
+                assert!(ptx.contains(&format!(".entry {name}(\n")), "{name} has lost its name");
             }
-            if let Some(ptxas) = &ptxas {
-                assemble(ptxas, source.name, real, &ptx);
+            if virtual_ == SHIPPED {
+                assert_shipped(&source, &ptx);
+            }
+            // Before it is written it is that of another text, or empty.
+            if let Some(ptxas) = ptxas.as_deref().filter(|_| !updating()) {
+                assemble(ptxas, source.name, real, source.ptx());
             }
         }
     }
@@ -101,7 +120,82 @@ fn every_source_compiles_for_every_architecture() {
     }
 }
 
-/// Machine code arises from the PTX, and no kernel spills registers to memory.
+fn compiled(source: &Source, architecture: &'static str) -> String {
+    let options = CompileOptions {
+        arch: Some(architecture),
+        name: Some(format!("{}.cu", source.name)),
+        options: OPTIONS.map(str::to_owned).to_vec(),
+        ..Default::default()
+    };
+    match compile_ptx_with_opts(source.text(), options) {
+        Ok(ptx) => ptx.to_src(),
+        Err(CompileError::CompileError { log, .. }) => {
+            panic!("{} does not compile for {architecture}:\n{}", source.name, log.to_string_lossy())
+        }
+        Err(other) => panic!("{}: NVRTC fails: {other:?}", source.name),
+    }
+}
+
+fn entries(ptx: &str) -> usize {
+    ptx.lines().filter(|line| line.contains(".entry ")).count()
+}
+
+/// The architecture that PTX is shipped for.
+const SHIPPED: &str = "compute_80";
+/// The oldest version of PTX that knows sm_80: drivers from CUDA 11.0 on take it. NVRTC writes its own version, whatever of
+/// it is used; ptxas, which refuses what a version does not have, is asked below.
+const VERSION: &str = ".version 7.0";
+
+fn updating() -> bool {
+    std::env::var_os("UPDATE_PTX").is_some()
+}
+
+/// Of all that PTX is made of.
+fn digest(source: &Source) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in [&source.text(), SHIPPED, VERSION].into_iter().chain(OPTIONS) {
+        hasher.update(part.as_bytes()).update(&[0]);
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+/// NVRTC's version, as it writes it: V13.0.88.
+fn version(ptx: &str) -> &str {
+    let line = ptx.lines().find(|line| line.starts_with("// Cuda compilation tools"));
+    line.and_then(|line| line.rsplit(' ').next()).expect("NVRTC says which version it is")
+}
+
+/// PTX as it is shipped: without comments and white space, for old drivers too, and with a line that says what it is of.
+fn shipped(source: &Source, ptx: &str) -> String {
+    let mut out = format!("// {} {} {SHIPPED} NVRTC {}\n", source.name, digest(source), version(ptx));
+    for line in ptx.lines().map(|line| line.split("//").next().unwrap_or_default().trim()) {
+        if !line.is_empty() {
+            out.push_str(if line.starts_with(".version ") { VERSION } else { line });
+            out.push('\n');
+        }
+    }
+    out
+}
+
+/// What is part of the program is what the compiler gives, or becomes it where that is asked for.
+fn assert_shipped(source: &Source, ptx: &str) {
+    let (name, now) = (source.name, shipped(source, ptx));
+    if updating() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("ptx/{name}.ptx"));
+        return std::fs::write(file, now).expect("the PTX is written");
+    }
+    let made_by = source.ptx().lines().next().and_then(|line| line.rsplit(' ').next()).unwrap_or_default();
+    if made_by != version(ptx) {
+        eprintln!("\nNOT CHECKED: {name}.ptx was made by NVRTC {made_by}, and here is {}\n", version(ptx));
+        return;
+    }
+    assert!(
+        source.ptx() == now,
+        "{name}.ptx is not what NVRTC makes of {name}.cu: run `make ptx` and commit what it writes"
+    );
+}
+
+/// Machine code arises from the PTX that is shipped, and no kernel spills registers to memory.
 fn assemble(ptxas: &Path, name: &str, architecture: &str, ptx: &str) {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.{architecture}.ptx"));
     std::fs::write(&file, ptx).expect("the PTX is written");

@@ -70,6 +70,12 @@ fn norms() -> Vec<Kernel> {
     vec![
         kernel("layer_norm", [N, 5, 5], [N], |_, [x, w, b], [out]| vec![layer_norm(OF, 1e-5, [x, w, b, out])]),
         kernel("rms_norm", [N, 5], [N], |_, [x, w], [out]| vec![rms_norm(OF, 1e-5, [x, w, out])]),
+        kernel("layer_norm_residual", [N, N, 5, 5, 5], [N, N], |_, [x, r, a, w, b], [sum, out]| {
+            vec![layer_norm_residual(OF, 1e-5, [x, r, sum], Some(a), [w, b, out])]
+        }),
+        kernel("rms_norm_residual", [N, N, 5, 5], [N, N], |_, [x, r, a, w], [sum, out]| {
+            vec![rms_norm_residual(OF, 1e-5, [x, r, sum], Some(a), [w, out])]
+        }),
         kernel("layer_norm_backward", [N, 5, N], [N, 10], |memory, [x, w, g], [dx, parts]| {
             let zeros = memory.floats(&[0.0; N]);
             let sum = bias_residual(Stacked { width: N, rows: 1, ..OF }, [zeros, zeros, dx], None);

@@ -67,10 +67,10 @@ struct State {
     step: Vec<u64>,
 }
 
-const ADAM: Adam = Adam { beta1: 0.9, beta2: 0.9999, epsilon: 1e-8 };
+const ADAM: Adam = Adam { beta1: 0.9, beta2: 0.9999, epsilon: 1e-8, weight_decay: 0.0 };
 
 /// One update: the state after it, and the norms of each run.
-fn update(state: &State, rates: &[f64], limits: &[f64]) -> (State, Vec<f64>) {
+fn update(of: Adam, state: &State, rates: &[f64], limits: &[f64]) -> (State, Vec<f64>) {
     let (runs, count) = (state.runs, state.count);
     let parts = count.div_ceil(1 << 14);
     let mut memory = Memory::default();
@@ -81,7 +81,7 @@ fn update(state: &State, rates: &[f64], limits: &[f64]) -> (State, Vec<f64>) {
     let (step, factors) = (memory.longs(&state.step), memory.unwritten(runs * RATES));
     let rings = Rings { runs, slots: SLOTS };
     memory.run(&squares(runs, count, [grad, partials]));
-    memory.run(&rings.adam_rates(ADAM, count, [partials, ring, limits, step, norms, factors]));
+    memory.run(&rings.adam_rates(of, count, [partials, ring, limits, step, norms, factors]));
     memory.run(&adam(runs, count, [grad, factors, param, m, v]));
     let all = memory.read_doubles(norms);
     let norms = (0..runs).map(|run| all[run * SLOTS + state.step[run] as usize % SLOTS]).collect();
@@ -96,12 +96,16 @@ fn updates_are_those_of_the_cpu_bit_for_bit() {
         return;
     }
     let (rates, limits) = ([1e-3, 3e-2, 0.5], [f64::INFINITY, 0.7, 1e9]);
-    for (runs, count) in [(1, 1), (2, 257), (3, 20_000)] {
+    for (runs, count, weight_decay, scale) in
+        [(1, 1, 0.0, 1.0), (2, 257, 0.3, 1.0), (3, 20_000, 0.0, 1.0), (2, 33, 0.1, 1e15), (3, 5, 0.0, 1e-30)]
+    {
+        let of = Adam { weight_decay, ..ADAM };
         let len = runs * count;
-        let flat = [floats(1, len), floats(2, len), floats(3, len), floats(4, len).iter().map(|v| v * v).collect()];
+        let grad = floats(2, len).iter().map(|g| g * scale).collect();
+        let flat = [floats(1, len), grad, floats(3, len), floats(4, len).iter().map(|v| v * v).collect()];
         let steps = [1, 2, 40_000];
         let state = State { count, runs, flat, step: steps[..runs].to_vec() };
-        let (after, norms) = update(&state, &rates[..runs], &limits[..runs]);
+        let (after, norms) = update(of, &state, &rates[..runs], &limits[..runs]);
         for run in 0..runs {
             let part = run * count..(run + 1) * count;
             let [mut param, grad, mut m, mut v] = [0, 1, 2, 3].map(|i| state.flat[i][part.clone()].to_vec());
@@ -109,7 +113,7 @@ fn updates_are_those_of_the_cpu_bit_for_bit() {
             assert!((norms[run] - want).abs() <= 1e-12 * want, "{}, not {want}", norms[run]);
             let grad_scale = (limits[run] / (norms[run] + 1e-6)).min(1.0);
             let at = Update { t: state.step[run], learning_rate: rates[run], grad_scale };
-            slices::adam(&ADAM, &mut param, &grad, [&mut m, &mut v], at);
+            slices::adam(&of, &mut param, &grad, [&mut m, &mut v], at);
             for (i, want) in [param, grad, m, v].iter().enumerate() {
                 assert_eq!(bits(&after.flat[i][part.clone()]), bits(want), "run {run} of {runs} × {count}, buffer {i}");
             }
@@ -130,9 +134,9 @@ fn a_diverging_run_stays_as_it_is_and_the_others_do_not_notice() {
         let flat = [floats(1, runs * count), grad, vec![0.0; runs * count], vec![0.0; runs * count]];
         State { count, runs, flat, step: vec![1; runs] }
     };
-    let (good, _) = update(&state(None), &[1e-3; 3], &[1.0; 3]);
+    let (good, _) = update(ADAM, &state(None), &[1e-3; 3], &[1.0; 3]);
     for value in [f32::NAN, f32::INFINITY] {
-        let (bad, norms) = update(&state(Some(value)), &[1e-3; 3], &[1.0; 3]);
+        let (bad, norms) = update(ADAM, &state(Some(value)), &[1e-3; 3], &[1.0; 3]);
         assert!(!norms[1].is_finite() && norms[0].is_finite() && norms[2].is_finite(), "{norms:?}");
         for buffer in [0, 2, 3] {
             let run = |state: &State, run: usize| bits(&state.flat[buffer][run * count..(run + 1) * count]);
@@ -165,7 +169,7 @@ fn neighbours_are_found_with_ties_and_without_what_is_not_a_number() {
         // Few values, so that many distances are equal, and exact in any order.
         let mut values: Vec<f32> = floats(1, sets * points * dim).iter().map(|x| (x * 3.0).round()).collect();
         if points > 20 {
-            values[7 * dim] = f32::NAN;
+            (values[7 * dim], values[9 * dim], values[12 * dim]) = (f32::NAN, f32::INFINITY, f32::MAX);
         }
         let mut memory = Memory::default();
         let (place, out) = (memory.floats(&values), memory.unwritten(4 * sets * points * k));

@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{assert_close, language::*, tensor, values};
-use taskvec_kernels::{self as fast, Attend, Span};
+use taskvec_kernels::{self as fast, Attend, Rotary, Span, reference};
 
 fn bits(x: &Tensor) -> Result<Vec<u32>> {
     Ok(x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
@@ -127,6 +127,56 @@ fn nan_stays_in_its_row() -> Result<()> {
     let out = fast::attend(&q, &k, &v, &alone(&[8, 12]), &PLAIN)?;
     assert_eq!(bits(&out.narrow(0, 0, 8)?)?, bits(&clean.narrow(0, 0, 8)?)?);
     assert!(values(&out.narrow(0, 8, 12)?)?.iter().all(|x| x.is_nan()));
+    Ok(())
+}
+
+#[test]
+fn angles_may_lie_anywhere_and_what_is_not_a_number_shows() -> Result<()> {
+    let (tokens, heads, dim, pairs) = (5, 2, 7, 3);
+    let x = Var::from_tensor(&tensor(1, &[tokens, heads, dim], DType::F64)?)?;
+    let result = |rotary: &Rotary| {
+        let out = fast::rotate(&x, rotary)?;
+        let grads = (&out * tensor(99, out.dims(), DType::F64)?)?.sum_all()?.backward()?;
+        let grad = grads.get(&x).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+        Ok::<_, candle_core::Error>((values(&out.detach())?, values(&grad)?))
+    };
+    let dense = angles(tokens, pairs, DType::F64)?;
+    let strided = |x: &Tensor| x.t()?.contiguous()?.t();
+    let want = result(&dense)?;
+    assert_eq!(result(&Rotary { cos: strided(&dense.cos)?, sin: strided(&dense.sin)? })?, want);
+    for which in [0, 1] {
+        let poisoned = |i: usize, x: &Tensor| -> Result<Tensor> {
+            let mut data = values(x)?;
+            data[pairs + 1] = if i == which { f64::NAN } else { data[pairs + 1] };
+            Tensor::from_vec(data, x.shape(), &Device::Cpu)
+        };
+        let (out, grad) = result(&Rotary { cos: poisoned(0, &dense.cos)?, sin: poisoned(1, &dense.sin)? })?;
+        // The second pair of the second token's heads, and nothing else.
+        let turned = |at: usize| at / (heads * dim) == 1 && [1, 1 + pairs].contains(&(at % dim));
+        for got in [out, grad] {
+            assert!(got.iter().enumerate().all(|(at, x)| x.is_nan() == turned(at)), "{got:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn classes_that_are_ruled_out_count_nothing() -> Result<()> {
+    let mut data = common::numbers(1, 3 * 40);
+    (data[7], data[40], data[119]) = (f64::NEG_INFINITY, f64::NEG_INFINITY, f64::NEG_INFINITY);
+    let targets = [6, 3, 38];
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 1e-12)] {
+        let logits = Var::from_tensor(&Tensor::from_slice(&data, (3, 40), &Device::Cpu)?.to_dtype(dtype)?)?;
+        let result = |loss: Tensor| {
+            let grads = loss.backward()?;
+            let grad = grads.get(&logits).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+            Ok::<_, candle_core::Error>((loss.detach(), grad))
+        };
+        let (loss, grad) = result(fast::cross_entropy(&logits, &targets)?)?;
+        let (want, want_grad) = result(reference::cross_entropy(&logits, &targets)?)?;
+        assert_close("loss", &loss, &want, tolerance)?;
+        assert_close("gradient", &grad, &want_grad, tolerance)?;
+    }
     Ok(())
 }
 

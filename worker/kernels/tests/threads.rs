@@ -107,7 +107,7 @@ fn stored(x: &Tensor) -> Result<Vec<f32>> {
 
 #[test]
 fn adam_and_the_norm_do_not_depend_on_threads() -> Result<()> {
-    let adam = Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    let adam = Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
     let updated = || {
         let [param, grad, m, v] = [1, 2, 3, 4].map(|seed| tensor(seed, &[100_003], DType::F32));
         let (param, grad, m, v) = (param?, grad?, m?, v?.sqr()?);

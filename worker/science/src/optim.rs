@@ -1,4 +1,5 @@
-//! Adam with global-norm clipping, as `torch.optim.Adam` and `torch.nn.utils.clip_grad_norm_`.
+//! Adam with global-norm clipping, as `torch.optim.Adam` (with weight decay, `AdamW`) and
+//! `torch.nn.utils.clip_grad_norm_`.
 
 use candle_core::{Result, Tensor, backprop::GradStore};
 use taskvec_kernels::{Adam, sum_of_squares};
@@ -17,7 +18,7 @@ pub struct Moments {
 pub fn adam(spec: &OptimizerSpec) -> Adam {
     let OptimizerKind::Adam = spec.kind;
     let [beta1, beta2] = spec.betas;
-    Adam { beta1, beta2, epsilon: spec.epsilon }
+    Adam { beta1, beta2, epsilon: spec.epsilon, weight_decay: spec.weight_decay }
 }
 
 pub struct Optimizer {
@@ -77,12 +78,12 @@ mod tests {
     use super::*;
     use candle_core::{Device, Var};
 
-    /// A parameter (3, 4) whose gradient is itself times `factor`, after one update.
-    fn updated(clip_norm: Option<f64>, factor: f64) -> (f64, Vec<f32>, Vec<f32>) {
+    /// A parameter (3, 4) whose gradient is itself times `factor`, after one update: the norm, the parameter, the moment.
+    fn updated(clip_norm: Option<f64>, factor: f64, weight_decay: f64) -> (f64, Vec<f32>, Vec<f32>) {
         let var = Var::new(&[3.0f32, 4.0], &Device::Cpu).unwrap();
         let parameters = [("w".to_owned(), var.as_tensor().clone())];
         let kind = OptimizerKind::Adam;
-        let spec = OptimizerSpec { kind, learning_rate: 0.1, betas: [0.9, 0.999], epsilon: 1e-8 };
+        let spec = OptimizerSpec { kind, learning_rate: 0.1, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay };
         let optimizer = Optimizer::new(&spec, clip_norm, &parameters).unwrap();
         let loss = (var.sqr().unwrap().sum_all().unwrap() * (factor / 2.0)).unwrap();
         let norm = optimizer.update(&parameters, &loss.backward().unwrap(), 0.1, 1).unwrap();
@@ -92,7 +93,7 @@ mod tests {
     #[test]
     fn gradients_are_scaled_down_to_the_norm_and_never_up() {
         for (clip, scale) in [(None, 1.0), (Some(10.0), 1.0), (Some(1.0), 0.2)] {
-            let (norm, _, m) = updated(clip, 1.0);
+            let (norm, _, m) = updated(clip, 1.0, 0.0);
             assert!((norm - 5.0).abs() < 1e-6, "the norm before clipping: {norm}");
             for (m, gradient) in m.iter().zip([3.0, 4.0]) {
                 assert!((f64::from(*m) - 0.1 * scale * gradient).abs() < 1e-6, "{clip:?}: {m}");
@@ -101,9 +102,18 @@ mod tests {
     }
 
     #[test]
+    fn weights_decay_apart_from_the_gradient() {
+        let ((norm, with, m), (same_norm, without, same_m)) = (updated(None, 1.0, 0.3), updated(None, 1.0, 0.0));
+        assert_eq!((norm, m), (same_norm, same_m));
+        for ((with, without), before) in with.into_iter().zip(without).zip([3.0, 4.0]) {
+            assert!((without - with - 0.1 * 0.3 * before).abs() < 1e-6, "{with} and {without}");
+        }
+    }
+
+    #[test]
     fn a_gradient_that_is_not_finite_changes_nothing() {
         for factor in [f64::INFINITY, f64::NAN] {
-            let (norm, values, m) = updated(None, factor);
+            let (norm, values, m) = updated(None, factor, 0.3);
             assert!(!norm.is_finite());
             assert_eq!((values, m), (vec![3.0, 4.0], vec![0.0, 0.0]));
         }

@@ -36,6 +36,7 @@ impl Case {
         let mut optimizer = common::train(3).optimizer;
         // Some gradients are zero in exact arithmetic (the bias of keys); with a small one their updates would be noise.
         (optimizer.epsilon, optimizer.learning_rate) = (1e-2, 1e-2);
+        optimizer.weight_decay = 0.1;
         Self { model, data, optimizer, clip_norm, batch }
     }
 

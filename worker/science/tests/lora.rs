@@ -126,7 +126,7 @@ fn three_steps_of_adam_are_pytorchs() {
     let (model, expected) = (language::load("llama"), Expected::of("llama"));
     let adapters = adapters("llama", &model);
     let kind = OptimizerKind::Adam;
-    let spec = OptimizerSpec { kind, learning_rate: 1e-2, betas: [0.9, 0.99], epsilon: 1e-3 };
+    let spec = OptimizerSpec { kind, learning_rate: 1e-2, betas: [0.9, 0.99], epsilon: 1e-3, weight_decay: 0.0 };
     let optimizer = Optimizer::new(&spec, None, adapters.parameters()).unwrap();
     let losses = language::flat(&expected.tensors["losses"]);
     for (i, loss) in losses.iter().enumerate() {

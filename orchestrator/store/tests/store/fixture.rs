@@ -151,6 +151,7 @@ pub fn train(from: u64, to: u64) -> JobWork {
             learning_rate: 1e-4,
             betas: [0.9, 0.9999],
             epsilon: 1e-8,
+            weight_decay: 0.0,
         },
         warmup: 0,
         decay: Decay::None,

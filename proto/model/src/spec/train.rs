@@ -26,12 +26,21 @@ pub struct OptimizerSpec {
     pub learning_rate: f64,
     pub betas: [f64; 2],
     pub epsilon: f64,
+    /// Decoupled (Loshchilov & Hutter 2019): by how much of itself, times the learning rate, every parameter shrinks at an
+    /// update. Written only where there is one, so that specifications from before it was one stay what they are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub weight_decay: f64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerKind {
-    /// Kingma & Ba 2015, without weight decay, as `torch.optim.Adam`.
+    /// Kingma & Ba 2015, as `torch.optim.Adam`; with weight decay, as `torch.optim.AdamW`.
     Adam,
 }
 

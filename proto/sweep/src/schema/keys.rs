@@ -249,11 +249,12 @@ const OPTIMIZER: &[Key] = &[
         meaning: "decay of the first and the second moment",
     },
     EPSILON,
+    WEIGHT_DECAY,
 ];
 
 pub(super) const OPTIMIZER_KIND: Key = Key {
     name: "kind",
-    kind: Kind::Word(&[word("adam", "Kingma & Ba 2015, no weight decay")]),
+    kind: Kind::Word(&[word("adam", "Kingma & Ba 2015; with `weight_decay`, AdamW")]),
     default: Is("adam"),
     meaning: "the method",
 };
@@ -266,6 +267,14 @@ pub(super) const EPSILON: Key = Key {
     kind: Kind::Number(Range::above(0.0, 1.0)),
     default: Num(1e-8),
     meaning: "keeps the quotient of the moments finite",
+};
+
+pub(super) const WEIGHT_DECAY: Key = Key {
+    name: "weight_decay",
+    kind: Kind::Number(Range::closed(0.0, 10.0)),
+    default: Num(0.0),
+    meaning: "decoupled (Loshchilov & Hutter 2019): times the learning rate, the part of itself that every parameter loses \
+              at an update",
 };
 
 const CHECKPOINTS: &[Key] = &[

@@ -4,7 +4,8 @@ use super::{
     Default::{Number as Num, Numbers, Required, Section as Inner, Whole as Int, Word as Is, Words},
     Key, Kind, Range,
     keys::{
-        BETAS, CLIP_NORM, DECAY, EPSILON, LOG_EVERY, MAX_STEPS, OPTIMIZER_KIND, RESUME_EVERY, STEPS, WARMUP, whole,
+        BETAS, CLIP_NORM, DECAY, EPSILON, LOG_EVERY, MAX_STEPS, OPTIMIZER_KIND, RESUME_EVERY, STEPS, WARMUP,
+        WEIGHT_DECAY, whole,
     },
     measure::ANALYSIS_OF_CHECKPOINT,
     natural::{DATA, MODEL},
@@ -116,6 +117,7 @@ const OPTIMIZER: &[Key] = &[
         meaning: "decay of the first and the second moment",
     },
     EPSILON,
+    WEIGHT_DECAY,
 ];
 
 const CHECKPOINTS: &[Key] = &[

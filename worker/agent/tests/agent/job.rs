@@ -94,7 +94,13 @@ pub fn data() -> DataSpec {
 /// A training segment from step 100 to 200.
 pub fn training(inputs: Vec<CheckpointRef>) -> Assignment {
     let init = InitSpec { std: 0.02, read_in_std: 0.1, position_std: 0.02 };
-    let optimizer = OptimizerSpec { kind: OptimizerKind::Adam, learning_rate: 1e-3, betas: [0.9, 0.99], epsilon: 1e-8 };
+    let optimizer = OptimizerSpec {
+        kind: OptimizerKind::Adam,
+        learning_rate: 1e-3,
+        betas: [0.9, 0.99],
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+    };
     let work = JobWork::Train {
         seed: 1,
         model: ModelSpec { arch: Arch::Gpt2, layers: 1, width: 8, heads: 2, init },

@@ -31,6 +31,7 @@
 #define __device__ static
 #define __shared__ static
 #define __forceinline__ inline
+#define UNROLL
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(emulation::shared.start)
 
 struct Dim3 {

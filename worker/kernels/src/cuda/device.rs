@@ -3,7 +3,7 @@
 //!
 //! Not yet run on a device.
 
-use super::{Argument, Bytes, Call, OPTIONS, SOURCES};
+use super::{Argument, Bytes, Call, OPTIONS, SOURCES, Source};
 use cudarc::{
     driver::{
         CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result,
@@ -108,26 +108,39 @@ impl Bytes for Place {
 }
 
 impl Device {
-    /// GPU number `ordinal`, with all kernels compiled for it.
+    /// GPU number `ordinal`, with all kernels, whose PTX its driver translates for it.
+    ///
+    /// # Errors
+    /// No driver, no such GPU.
+    pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
+        Self::with(ordinal, |source, _| Ok(source.ptx().to_owned()))
+    }
+
+    /// The same with all kernels compiled for it from their text.
     ///
     /// # Errors
     /// No driver, no NVRTC, no such GPU.
-    pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
+    pub fn compiled(ordinal: usize) -> Result<Self, DeviceError> {
         // Asked first, since the loader panics.
-        // SAFETY: asks whether the libraries can be loaded.
-        let (driver, compiler) = unsafe { (sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present()) };
-        if !driver {
-            return Err(DeviceError::NoDriver);
-        }
-        if !compiler {
+        // SAFETY: asks whether the library can be loaded.
+        if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
             return Err(DeviceError::NoCompiler);
+        }
+        Self::with(ordinal, compile)
+    }
+
+    fn with(ordinal: usize, ptx: PtxOf) -> Result<Self, DeviceError> {
+        // Asked first, since the loader panics.
+        // SAFETY: asks whether the library can be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(DeviceError::NoDriver);
         }
         let context = CudaContext::new(ordinal)?;
         let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared = context.attribute(optin)? as usize;
         let stream = context.new_stream()?;
         let mut device = Self { context, stream, modules: Vec::new(), functions: BTreeMap::new(), shared };
-        device.load()?;
+        device.load(ptx)?;
         Ok(device)
     }
 
@@ -136,23 +149,11 @@ impl Device {
         self.shared
     }
 
-    fn load(&mut self) -> Result<(), DeviceError> {
-        let (major, minor) = self.context.compute_capability()?;
-        let architecture = format!("--gpu-architecture=compute_{major}{minor}");
+    fn load(&mut self, ptx: PtxOf) -> Result<(), DeviceError> {
+        let capability = self.context.compute_capability()?;
         self.context.bind_to_thread()?;
         for source in SOURCES {
-            let options = CompileOptions {
-                name: Some(format!("{}.cu", source.name)),
-                options: OPTIONS.iter().map(|&option| option.to_owned()).chain([architecture.clone()]).collect(),
-                ..Default::default()
-            };
-            let ptx = compile_ptx_with_opts(source.text(), options).map_err(|error| match error {
-                CompileError::CompileError { log, .. } => {
-                    DeviceError::Refused { source: source.name, log: log.to_string_lossy().into_owned() }
-                }
-                other => DeviceError::Refused { source: source.name, log: format!("{other:?}") },
-            })?;
-            let text = CString::new(ptx.to_src()).expect("PTX has no zeros");
+            let text = CString::new(ptx(&source, capability)?).expect("PTX has no zeros");
             // SAFETY: the text ends with a zero and outlives the call; the context is current.
             let module = unsafe { result::module::load_data(text.as_ptr().cast()) }?;
             self.modules.push(module);
@@ -253,6 +254,25 @@ impl Device {
         }?;
         Ok(())
     }
+}
+
+/// The PTX of a source for a GPU of a compute capability.
+type PtxOf = fn(&Source, (i32, i32)) -> Result<String, DeviceError>;
+
+fn compile(source: &Source, (major, minor): (i32, i32)) -> Result<String, DeviceError> {
+    let architecture = format!("--gpu-architecture=compute_{major}{minor}");
+    let options = CompileOptions {
+        name: Some(format!("{}.cu", source.name)),
+        options: OPTIONS.iter().map(|&option| option.to_owned()).chain([architecture]).collect(),
+        ..Default::default()
+    };
+    let refused = |error| match error {
+        CompileError::CompileError { log, .. } => {
+            DeviceError::Refused { source: source.name, log: log.to_string_lossy().into_owned() }
+        }
+        other => DeviceError::Refused { source: source.name, log: format!("{other:?}") },
+    };
+    Ok(compile_ptx_with_opts(source.text(), options).map_err(refused)?.to_src())
 }
 
 impl Drop for Device {

@@ -47,6 +47,51 @@ pub fn layer_norm<B: Bytes>(of: Stacked, eps: f64, [x, weight, bias, out]: [B; 4
         .floats(out, of.len())
 }
 
+/// What a norm is of where something is added first: `x`, the residual, and where their sum goes, which may be either of them.
+fn with_residual<B: Bytes>(kernel: &'static str, of: Stacked, [x, residual, sum]: [B; 3], added: Option<B>) -> Call<B> {
+    Call::warp_each(kernel, of.rows, of.runs)
+        .floats(x, of.len())
+        .maybe_floats(added, of.of_parameter(of.width))
+        .floats(residual, of.len())
+        .floats(sum, of.len())
+}
+
+/// [`layer_norm`] of `x + added + residual`, where `added` is a bias or nothing; the sum goes to `sum`, which may be `x` or
+/// `residual`. The same bytes as [`bias_residual`] and [`layer_norm`], with one pass over memory less.
+pub fn layer_norm_residual<B: Bytes>(
+    of: Stacked,
+    eps: f64,
+    [x, residual, sum]: [B; 3],
+    added: Option<B>,
+    [weight, bias, out]: [B; 3],
+) -> Call<B> {
+    with_residual("layer_norm_residual", of, [x, residual, sum], added)
+        .floats(weight, of.of_parameter(of.width))
+        .floats(bias, of.of_parameter(of.width))
+        .long(of.stride)
+        .float(eps as f32)
+        .int(of.rows)
+        .int(of.width)
+        .floats(out, of.len())
+}
+
+/// [`rms_norm`] of `x + added + residual`, as [`layer_norm_residual`].
+pub fn rms_norm_residual<B: Bytes>(
+    of: Stacked,
+    eps: f64,
+    [x, residual, sum]: [B; 3],
+    added: Option<B>,
+    [weight, out]: [B; 2],
+) -> Call<B> {
+    with_residual("rms_norm_residual", of, [x, residual, sum], added)
+        .floats(weight, of.of_parameter(of.width))
+        .long(of.stride)
+        .float(eps as f32)
+        .int(of.rows)
+        .int(of.width)
+        .floats(out, of.len())
+}
+
 /// Adds the gradient by `x` to `dx`; leaves the parts of those by weight and bias in `partials` (S, parts, 2·width), for
 /// [`sum_partials`].
 pub fn layer_norm_backward<B: Bytes>(of: Stacked, eps: f64, [x, weight, grad, dx, partials]: [B; 5]) -> Call<B> {

@@ -1,24 +1,28 @@
 //! The operations as CUDA kernels, for S runs stacked in one launch.
 //!
-//! The sources (`worker/kernels/cuda/*.cu`) are part of the program and are compiled when they are needed, for the GPU at
-//! hand, by NVRTC. A [`Call`] is one launch: which kernel, how many blocks, how much shared memory, which arguments. It is
-//! made by a function for each kernel ([`layers`], [`attention`], [`training`], [`language`], [`analysis`]), whatever
-//! holds the memory, so that the tests execute on any machine, on a CPU, the very launches that a GPU is given
-//! (`tests/cuda_emulated.rs`).
+//! The sources (`worker/kernels/cuda/*.cu`) and their PTX (`worker/kernels/ptx`, written by `make ptx`) are part of the
+//! program: the GPU's driver translates the PTX when it is needed, or NVRTC compiles the sources where that is asked for.
+//!
+//! A [`Call`] is one launch: which kernel, how many blocks, how much shared memory, which arguments. It is made by a
+//! function for each kernel ([`layers`], [`attention`], [`attend`], [`training`], [`language`], [`analysis`],
+//! [`rounding`]), whatever holds the memory, so that the tests execute on any machine, on a CPU, the very launches that a
+//! GPU is given (`tests/cuda_emulated.rs`).
 //!
 //! With the feature `cuda` there is `device`, which launches them on a GPU; the tests then also demand its bytes to be
 //! those of the emulation (`cargo test --features cuda`).
 //!
-//! Not yet run on a device: what was shown so far is that the sources compile for sm_80 and sm_90
+//! Not yet run on a device: what was shown so far is that the sources compile for sm_80 and sm_90, that the PTX is theirs
 //! (`tests/cuda_compiles.rs`), and what they compute when emulated.
 
 pub mod analysis;
+pub mod attend;
 pub mod attention;
 mod call;
 #[cfg(feature = "cuda")]
 pub mod device;
 pub mod language;
 pub mod layers;
+pub mod rounding;
 mod sources;
 pub mod training;
 

@@ -1,4 +1,4 @@
-//! The text of the kernels.
+//! The text of the kernels, and what NVIDIA's compiler made of it.
 
 /// One compilation unit: the kernels of one file.
 #[derive(Clone, Copy, Debug)]
@@ -6,13 +6,16 @@ pub struct Source {
     /// The file's name without its ending.
     pub name: &'static str,
     text: &'static str,
+    ptx: &'static str,
 }
 
 /// What NVRTC and nvcc are told beside the architecture. Without contraction a × b + c is rounded twice, as on the CPU;
 /// where one rounding is wanted the sources say `fmaf`.
 pub const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
 
-const HEADERS: [(&str, &str); 3] = [
+/// Those that include others first.
+const HEADERS: [(&str, &str); 4] = [
+    ("#include \"attend.cuh\"", include_str!("../../cuda/attend.cuh")),
     ("#include \"common.cuh\"", include_str!("../../cuda/common.cuh")),
     ("#include \"logarithm.cuh\"", include_str!("../../cuda/logarithm.cuh")),
     ("#include \"philox.cuh\"", include_str!("../../cuda/philox.cuh")),
@@ -20,13 +23,19 @@ const HEADERS: [(&str, &str); 3] = [
 
 macro_rules! sources {
     ($($name:literal),* $(,)?) => {
-        [$(Source { name: $name, text: include_str!(concat!("../../cuda/", $name, ".cu")) }),*]
+        [$(Source {
+            name: $name,
+            text: include_str!(concat!("../../cuda/", $name, ".cu")),
+            ptx: include_str!(concat!("../../ptx/", $name, ".ptx")),
+        }),*]
     };
 }
 
 /// All of them.
-pub const SOURCES: [Source; 13] = sources![
+pub const SOURCES: [Source; 16] = sources![
     "adam",
+    "attend",
+    "attend_backward",
     "attention",
     "bias",
     "cross_entropy",
@@ -38,10 +47,17 @@ pub const SOURCES: [Source; 13] = sources![
     "positions",
     "rms_norm",
     "rotary",
+    "rounding",
     "sums",
 ];
 
 impl Source {
+    /// Its PTX, which the driver of any GPU from sm_80 on translates for that GPU. `make ptx` writes it, and a test holds it
+    /// against the text. The first line says what it is of.
+    pub fn ptx(&self) -> &'static str {
+        self.ptx
+    }
+
     /// The text with our headers in it, as NVRTC takes it: it includes nothing.
     pub fn text(&self) -> String {
         HEADERS.iter().fold(self.text.to_owned(), |text, (line, header)| text.replace(line, header))

@@ -47,6 +47,7 @@ impl Rings {
             .double(adam.beta1)
             .double(adam.beta2)
             .double(adam.epsilon)
+            .double(adam.weight_decay)
             .buffer::<u64>(step, self.runs)
             .buffer::<f64>(norms, ring)
             .buffer::<u8>(rates, self.runs * RATES)
@@ -54,7 +55,7 @@ impl Rings {
 }
 
 /// Bytes of the factors of one run's update.
-pub const RATES: usize = 8 * size_of::<f32>();
+pub const RATES: usize = 9 * size_of::<f32>();
 
 /// Sums of squares of `grad` (S, count) in parts of 2¹⁴ elements, f64.
 pub fn squares<B: Bytes>(runs: usize, count: usize, [grad, partials]: [B; 2]) -> Call<B> {

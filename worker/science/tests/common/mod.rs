@@ -116,6 +116,7 @@ pub fn train(steps: u64) -> TrainSpec {
             learning_rate: 3e-3,
             betas: [0.9, 0.9999],
             epsilon: 1e-8,
+            weight_decay: 0.0,
         },
         warmup: 5,
         decay: Decay::Cosine,
