@@ -116,6 +116,11 @@ impl Engine {
         norm
     }
 
+    /// How many it trains.
+    pub fn parameters(&self) -> usize {
+        self.parameters.len()
+    }
+
     /// The model as it is now.
     ///
     /// # Errors
