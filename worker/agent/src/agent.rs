@@ -7,6 +7,7 @@ use crate::{
     data_dir::{DataDir, Identity},
     error::AgentError,
     link::Event,
+    pack::{self, Seat},
     phase::{LAST_WORDS, Phase},
     spool::Spool,
 };
@@ -90,6 +91,8 @@ impl Agent {
             nonce: identity.nonce,
             worker_id: identity.worker_id,
             attempts: vec![],
+            stack: config.stack,
+            stack_bytes: config.stack_bytes_of(slots),
         };
         let held = spooled.into_iter().map(|a| (a, Held::Spooled { sent: false, progress: Progress::default() }));
         Ok(Self {
@@ -231,7 +234,14 @@ impl Agent {
     }
 
     fn on_assign(&mut self, assign: pb::Assign) {
-        let Some(attempt) = assign.attempt.map(AttemptRef::from) else {
+        let seats = pack::seats(assign.starts.len(), &self.workshop);
+        for (start, seat) in assign.starts.into_iter().zip(seats) {
+            self.on_start(start, seat);
+        }
+    }
+
+    fn on_start(&mut self, start: pb::Start, seat: Seat) {
+        let Some(attempt) = start.attempt.map(AttemptRef::from) else {
             return tracing::warn!("the server assigned something without its attempt");
         };
         if self.held.contains_key(&attempt) {
@@ -243,10 +253,10 @@ impl Agent {
         }
         self.held.insert(attempt, Held::Running(control.clone()));
         let workshop = self.workshop.clone();
-        match taskvec_wire::assignment(assign) {
+        match taskvec_wire::assignment(start) {
             Ok((_, assignment)) => {
                 tracing::info!("{attempt} ({}) begins", assignment.work.kind());
-                self.tasks.spawn(attempt::run(workshop, attempt, assignment, control));
+                self.tasks.spawn(attempt::run(workshop, attempt, assignment, control, seat));
             }
             Err(error) => {
                 self.tasks.spawn(attempt::refuse(workshop, attempt, error.to_string(), control));
@@ -254,10 +264,10 @@ impl Agent {
         }
     }
 
-    /// A server gives one attempt per slot. Some more can be here while stopped or ended ones are being cleared away;
-    /// many more are a fault of the server and given back.
+    /// A server gives each slot no more attempts than it takes. Some more can be here while stopped or ended ones are being
+    /// cleared away; many more are a fault of the server and given back.
     fn most_held(&self) -> usize {
-        4 * self.greeting.slots as usize + 16
+        4 * self.greeting.slots as usize * self.greeting.stack as usize + 16
     }
 
     fn on_stop(&mut self, attempt: AttemptRef, reason: &str) {

@@ -28,7 +28,9 @@ pub struct Member {
 /// Runs all of these to their ends, with the threads of the caller's rayon pool: training together, anything else one after
 /// the other. How each ended goes to its own sink, as soon as it has ended.
 pub fn execute_stack(members: Vec<Member>, models: &Models) {
-    let (training, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|m| segment(&m.work).is_some());
+    let together = members.len() > 1;
+    let trains = |member: &Member| together && segment(&member.work).is_some();
+    let (training, others): (Vec<_>, Vec<_>) = members.into_iter().partition(trains);
     train(training);
     for Member { work, inputs, mut sink } in others {
         let how = execute(&work, &inputs, models, &mut *sink);
@@ -134,7 +136,8 @@ fn begin<'a>(
 /// Until the last of them has ended.
 fn sail(crew: &mut dyn Crew, mut aboard: Vec<Aboard>) {
     while !aboard.is_empty() {
-        let to_next = |(place, run): (usize, &Aboard)| run.voyage.course.updates_to_next_event(crew.training(place).step());
+        let to_next =
+            |(place, run): (usize, &Aboard)| run.voyage.course.updates_to_next_event(crew.training(place).step());
         let next = aboard.iter().enumerate().map(to_next).min().unwrap_or(1);
         let losses = crew.advance(next.min(crew.stride()));
         // From the last, so that the places of those before stay.

@@ -108,9 +108,8 @@ fn assert_same(what: &str, a: &Memory, b: &Memory) {
     for (key, bytes) in &a.files {
         assert!(bytes == &b.files[key], "{what}: {key:?} differs");
     }
-    let rows = |m: &Memory| {
-        m.losses.iter().map(|r| (r.step, r.loss.to_bits(), r.learning_rate.to_bits())).collect::<Vec<_>>()
-    };
+    let rows =
+        |m: &Memory| m.losses.iter().map(|r| (r.step, r.loss.to_bits(), r.learning_rate.to_bits())).collect::<Vec<_>>();
     assert_eq!(rows(a), rows(b), "{what}");
     let last = |m: &Memory| m.progress.last().map(|p| (p.done, p.total, p.loss));
     assert_eq!(last(a), last(b), "{what}");

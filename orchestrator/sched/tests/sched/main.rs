@@ -5,6 +5,7 @@ mod build;
 mod explain;
 mod faults;
 mod garbage;
+mod packs;
 mod placement;
 mod restart;
 mod store;

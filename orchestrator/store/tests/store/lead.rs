@@ -4,7 +4,7 @@ use crate::fixture::*;
 use std::{collections::BTreeMap, time::Duration};
 use taskvec_model::{
     id::{JobId, SweepId},
-    schedule::Change,
+    schedule::{Change, SlotRef},
     state::{AttemptState, JobState, SweepState, WorkerState},
 };
 use taskvec_store::{Outcome, StoreError};
@@ -55,15 +55,18 @@ async fn a_new_leader_finds_all_that_is_open_and_renews_the_leases() {
     let worker = db.worker(1).await;
     let gone = db.worker(2).await;
     let left = Change::SetWorker { worker: gone, state: WorkerState::Left };
-    leader.commit(&[start(3, 1, worker), left], &BTreeMap::new()).await.expect("commits");
+    leader.commit(&[start_in(1, 3, 1, worker), left], &BTreeMap::new()).await.expect("commits");
     leader.resign().await.expect("closes");
 
     let mut leader = db.lead().await;
     let snapshot = leader.load().await.expect("loads");
     assert_eq!(snapshot.sweeps, std::slice::from_ref(&submitted.sweep));
     let mut expected = submitted.jobs.clone();
-    (expected[1].state, expected[1].attempts, expected[1].worker) = (JobState::Running, 1, Some(worker));
+    let slot = Some(SlotRef { worker, number: 1 });
+    (expected[1].state, expected[1].attempts, expected[1].slot) = (JobState::Running, 1, slot);
     assert_eq!(snapshot.jobs, expected);
+    assert_eq!(snapshot.jobs[1].pack, pretrain().jobs[1].work.pack_key(), "what could share a slot still can");
+    assert!(snapshot.jobs[1].pack.is_some() && snapshot.jobs[0].pack.is_none());
     assert_eq!(snapshot.jobs[2].needs, [JobId(3)]);
     let present: Vec<_> = snapshot.workers.iter().map(|w| (w.id, w.slots, w.state)).collect();
     assert!(present.contains(&(worker, 2, WorkerState::Connected)) && !present.iter().any(|w| w.0 == gone));
