@@ -9,7 +9,6 @@ use crate::{
     link::Event,
     pack::{self, Seat},
     phase::{LAST_WORDS, Phase},
-    spool::Spool,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -79,7 +78,7 @@ impl Agent {
         (slots, threads_per_slot): (usize, usize),
     ) -> Result<Self, AgentError> {
         let identity = dir.identity()?;
-        let spooled = reclaimable(&identity, &workshop.spool, spooled);
+        let spooled = workshop.spool.reclaimable(&identity, spooled);
         let greeting = pb::Hello {
             name: config.name.clone(),
             host: host(),
@@ -402,19 +401,6 @@ impl Agent {
         self.workshop.slots.idle(LAST_WORDS).await;
         tracing::info!("left");
     }
-}
-
-/// The spooled outcomes that the server still takes from this worker. Those of a worker that drained belong to nobody:
-/// their jobs have been given to others.
-fn reclaimable(identity: &Identity, spool: &Spool, spooled: BTreeSet<AttemptRef>) -> BTreeSet<AttemptRef> {
-    if identity.worker_id != 0 {
-        return spooled;
-    }
-    for attempt in spooled {
-        tracing::warn!("the spooled outcome of {attempt} belongs to a worker that is gone; it is dropped");
-        spool.remove(attempt);
-    }
-    BTreeSet::new()
 }
 
 async fn sleep_until(alarm: Option<Instant>) {

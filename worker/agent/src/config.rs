@@ -95,7 +95,7 @@ impl WorkerConfig {
 /// The memory of this machine.
 pub fn machine_bytes() -> u64 {
     let found = rustix::system::sysinfo();
-    u64::from(found.totalram) * u64::from(found.mem_unit)
+    found.totalram.saturating_mul(found.mem_unit.into())
 }
 
 /// Waiting times between tries: doubling from `first` up to `max`.

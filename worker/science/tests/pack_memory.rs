@@ -32,11 +32,11 @@ fn the_estimate_is_near_what_training_takes() {
         eprintln!("SKIPPED: /proc/self/status does not tell the peak of memory here");
         return;
     }
-    for case in 0..CASES.len() {
+    for (case, sizes) in CASES.iter().enumerate() {
         let mut child = Command::new(std::env::current_exe().unwrap());
         let this = "the_estimate_is_near_what_training_takes";
         let ended = child.args(["--exact", this, "--nocapture"]).env(CASE, case.to_string()).status().unwrap();
-        assert!(ended.success(), "{:?}", CASES[case]);
+        assert!(ended.success(), "{sizes:?}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod attempts;
 mod build;
+mod checks;
 mod explain;
 mod faults;
 mod garbage;
