@@ -45,10 +45,8 @@ fn assert_same_as_alone(stack: &Stack) {
 fn in_the_middle() -> Stack {
     let stack = stacking(4);
     stack.submit(&sweep_file("seeds.yaml"));
-    stack.wait_for("the second segments", |s| {
-        s.one("SELECT count(*) FROM results.jobs WHERE kind = 'train' AND step = 2000 AND state = 'running'")
-            == json!(4)
-    });
+    let second = |s: &Stack| s.read_log("w0").matches("attempt 1 (train) begins").count() == 8;
+    stack.wait_for("the second segments", second);
     stack
 }
 
@@ -57,9 +55,10 @@ fn tries(stack: &Stack) -> Vec<Value> {
     stack.sql("SELECT attempts FROM results.jobs WHERE kind = 'train' AND step = 2000")
 }
 
-/// What the attempts of training jobs said, by job.
-fn training_logs(stack: &Stack) -> Vec<String> {
-    let jobs = stack.sql("SELECT job_id FROM results.jobs WHERE kind = 'train' ORDER BY 1");
+/// What the attempts of the training jobs that end at this step said, by job.
+fn training_logs(stack: &Stack, step: u64) -> Vec<String> {
+    let query = format!("SELECT job_id FROM results.jobs WHERE kind = 'train' AND step = {step} ORDER BY 1");
+    let jobs = stack.sql(&query);
     jobs.iter().map(|job| stack.client(&["job", "logs", &job["job_id"].to_string()]).ok()).collect()
 }
 
@@ -75,8 +74,8 @@ fn packed_runs_leave_what_they_leave_alone_even_when_their_worker_is_killed() {
     stack.wait().ok();
     assert_same_as_alone(&stack);
     assert_eq!(tries(&stack), vec![json!({"attempts": 2}); 4]);
-    let logs = training_logs(&stack);
-    assert!(logs.iter().any(|log| log.contains("4 jobs in one slot")), "{logs:?}");
+    let packed = |step| training_logs(&stack, step).iter().filter(|log| log.contains("4 jobs in one slot")).count();
+    assert_eq!([1000, 2000, 3000].map(packed), [4, 0, 4], "tried again alone, then together as before");
 }
 
 #[test]
@@ -87,10 +86,20 @@ fn a_worker_asked_to_leave_hands_all_runs_of_its_slot_over_and_they_go_on_togeth
     stack.wait().ok();
     assert_same_as_alone(&stack);
     assert_eq!(tries(&stack), vec![json!({"attempts": 2}); 4]);
-    let logs = training_logs(&stack);
+    let logs = training_logs(&stack, 2000);
     let handed_over: Vec<_> = logs.iter().filter(|log| log.contains("handed over at step")).collect();
     assert_eq!(handed_over.len(), 4, "{logs:?}");
     assert!(handed_over.iter().all(|log| log.matches("4 jobs in one slot").count() == 2), "{handed_over:?}");
+}
+
+#[test]
+fn a_killed_server_finds_the_runs_still_in_their_slot() {
+    let mut stack = in_the_middle();
+    stack.kill_server();
+    stack.start_server();
+    stack.wait().ok();
+    assert_same_as_alone(&stack);
+    assert_eq!(tries(&stack), vec![json!({"attempts": 1}); 4], "the worker computed on");
 }
 
 /// A sweep of the shape of diverge.yaml, with other learning rates and more steps.

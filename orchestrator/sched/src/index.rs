@@ -78,7 +78,7 @@ impl State {
         }
         if let Some(found) = self.sweeps.get_mut(&sweep) {
             *found.counts.slot(state) -= 1;
-            if found.set_ready(id, pack, None) {
+            if found.set_ready(id, pack, false) {
                 self.refresh_sweep(sweep);
             }
         }
@@ -106,9 +106,8 @@ impl State {
         let turn = self.keys.get(&job.key).and_then(|twins: &Twins| twins.turn);
         let could_start = job.phase == Phase::Ready && turn.is_none();
         let (sweep, pack) = (job.sweep, job.pack);
-        let ready = could_start.then(|| job.company());
         let Some(found) = self.sweeps.get_mut(&sweep) else { return };
-        if found.set_ready(id, pack, ready) {
+        if found.set_ready(id, pack, could_start) {
             self.refresh_sweep(sweep);
         }
     }
@@ -154,18 +153,14 @@ impl State {
 }
 
 impl Sweep {
-    /// Notes whether a job could start, and if so in which company. True: that it could or could not is news.
-    fn set_ready(&mut self, id: JobId, pack: Option<PackKey>, ready: Option<Option<PackKey>>) -> bool {
-        let Some(company) = ready else {
-            if let Some(key) = pack {
-                leave(&mut self.packs, key, id);
-            }
-            return self.ready.remove(&id);
-        };
-        if let Some(key) = company {
-            self.packs.entry(key).or_default().insert(id);
+    /// Notes whether a job could start. True: that is a change.
+    fn set_ready(&mut self, id: JobId, pack: Option<PackKey>, could_start: bool) -> bool {
+        match pack {
+            Some(key) if could_start => _ = self.packs.entry(key).or_default().insert(id),
+            Some(key) => leave(&mut self.packs, key, id),
+            None => {}
         }
-        self.ready.insert(id)
+        if could_start { self.ready.insert(id) } else { self.ready.remove(&id) }
     }
 }
 

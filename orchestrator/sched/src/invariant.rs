@@ -65,7 +65,7 @@ impl State {
             *counts.slot(job.phase.state()) += 1;
             if job.phase == Phase::Ready && self.keys.get(&job.key).is_some_and(|twins| twins.turn.is_none()) {
                 ready.insert(*id);
-                if let Some(key) = job.company() {
+                if let Some(key) = job.pack {
                     packs.entry(key).or_default().insert(*id);
                 }
             }

@@ -59,7 +59,7 @@ pub(crate) struct Sweep {
     pub counts: Counts,
     /// Jobs that could start now if the sweep is active. Plan order is id order, so its first is the next.
     pub ready: BTreeSet<JobId>,
-    /// Those of them that may share a slot, by what they have in common.
+    /// Those of them that can share a slot, by what they have in common.
     pub packs: BTreeMap<PackKey, BTreeSet<JobId>>,
 }
 
@@ -293,9 +293,14 @@ impl State {
 }
 
 impl Job {
-    /// With which other jobs it may start. One that has failed is tried alone: it may have been its fault, or theirs.
-    pub(crate) fn company(&self) -> Option<PackKey> {
-        self.pack.filter(|_| self.failures == 0)
+    /// May it share a slot with others? One that has failed is tried alone: it may have been its fault, or theirs.
+    pub(crate) fn sociable(&self) -> bool {
+        self.pack.is_some() && self.failures == 0
+    }
+
+    /// Was its run under way before?
+    pub(crate) fn begun(&self) -> bool {
+        self.attempts > 0 || self.pack.is_some_and(|key| key.from > 0)
     }
 
     fn info(&self, id: JobId) -> JobInfo {

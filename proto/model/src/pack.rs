@@ -7,6 +7,8 @@ use crate::{
 
 /// What must be equal for segments of training to be computed together, step by step: all that fixes the shapes of their
 /// operations, and the steps. Seeds, learning rates, noise, weights and the number of bases may differ.
+///
+/// In order, keys of one shape follow each other by their steps, which therefore come last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackKey {
     pub arch: Arch,

@@ -1,5 +1,6 @@
 //! Steps per second of training, for the quickstart's model and the paper's, and of eight quickstart runs: side by side, each
-//! by itself, and stacked, as a worker does it in one slot. `train_speed THREADS [SECONDS [NAME]]`.
+//! by itself, and stacked, as a worker does it in one slot; also stacked, one and eight with a small batch:
+//! `train_speed THREADS [SECONDS [NAME]]`.
 //!
 //! benches/pytorch_train.py measures the same configurations in PyTorch; `make bench` prints both.
 
@@ -41,10 +42,13 @@ fn main() -> Result<(), Failure> {
         }
     }
     if only.is_none_or(|o| o == "quickstart") {
-        let rate = pool.install(|| side_by_side(seconds))?;
-        println!("8 runs     {threads} threads  taskvec {rate:8.2} steps/s, of all runs together");
-        let rate = pool.install(|| stacked(seconds))?;
-        println!("8 stacked  {threads} threads  taskvec {rate:8.2} steps/s, of all runs together");
+        let together = |name: &str, rate: f64| {
+            println!("{name:10} {threads} threads  taskvec {rate:8.2} steps/s, of all runs together");
+        };
+        together("8 runs", pool.install(|| side_by_side(seconds))?);
+        together("8 stacked", pool.install(|| stacked(8, QUICKSTART_BATCH, seconds))?);
+        together("1 small", pool.install(|| stacked(1, SMALL_BATCH, seconds))?);
+        together("8 small", pool.install(|| stacked(8, SMALL_BATCH, seconds))?);
     }
     Ok(())
 }
@@ -64,18 +68,22 @@ fn side_by_side(seconds: f64) -> Result<f64, Failure> {
     Ok(f64::from(steps) / start.elapsed().as_secs_f64())
 }
 
-/// The same of eight runs that a worker has in one slot.
-fn stacked(seconds: f64) -> Result<f64, Failure> {
+const QUICKSTART_BATCH: u32 = 64;
+/// One piece, which one thread computes.
+const SMALL_BATCH: u32 = 16;
+
+/// The same of runs that a worker has in one slot, with this batch.
+fn stacked(runs: u64, batch: u32, seconds: f64) -> Result<f64, Failure> {
     let Configuration { model, data, train, checkpoints } = Configuration::parse(QUICKSTART)?;
     let (steps, start) = (Arc::new(AtomicU64::new(0)), Instant::now());
     let member = |seed| {
         let (model, data, mut train, checkpoints) = (model.clone(), data.clone(), train.clone(), checkpoints.clone());
-        train.steps = 1_000_000;
+        (train.steps, train.batch) = (1_000_000, batch);
         let work = JobWork::Train { seed, model, data, train, checkpoints, from: 0, to: 1_000_000 };
         let sink = Box::new(Until { start, seconds, done: 0, steps: steps.clone() });
         Member { work, inputs: Inputs::default(), sink }
     };
-    execute_stack((0..8).map(member).collect(), &Models::default());
+    execute_stack((0..runs).map(member).collect(), &Models::default());
     Ok(steps.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64())
 }
 

@@ -57,6 +57,15 @@ pub fn pack(layers: u32) -> PackKey {
     }
 }
 
+/// Two shapes of jobs that can share slots, with two segments each, and jobs that never do.
+pub fn kind(content: u8) -> Option<PackKey> {
+    let from = 100 * u64::from(content / 3 % 2);
+    match content % 3 {
+        0 => None,
+        layers => Some(PackKey { from, to: from + 100, ..pack(layers.into()) }),
+    }
+}
+
 /// One that can share a slot with others of its shape.
 pub fn packable(layers: u32, info: JobInfo) -> JobInfo {
     JobInfo { pack: Some(pack(layers)), ..info }

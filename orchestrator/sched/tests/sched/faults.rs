@@ -2,7 +2,7 @@
 //! failed commits. Whatever happens, every sweep ends as if nothing had, and no work is published twice.
 
 use crate::{
-    build::{capacity, key, pack},
+    build::{capacity, key, kind},
     store::Store,
 };
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::FileFailurePersistence};
@@ -173,7 +173,7 @@ impl World {
                 sweep: id,
                 run: RunId(1),
                 key,
-                pack: (content % 3 > 0).then(|| pack(u32::from(content % 3))),
+                pack: kind(*content),
                 state: if chosen.is_empty() { JobState::Ready } else { JobState::Waiting },
                 needs: chosen.iter().map(|need| infos[*need].id).collect(),
                 attempts: 0,

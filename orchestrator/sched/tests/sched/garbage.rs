@@ -2,7 +2,7 @@
 //! memory and store agree, and in the end everything ends.
 
 use crate::{
-    build::{self, key, pack},
+    build::{self, key, kind, pack},
     checks::{check_answer, check_messages, outcome_of},
     store::Store,
 };
@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use taskvec_model::{
     id::{AttemptRef, JobId, RunId, SweepId, WorkerId},
     job::{Failure, Retry},
-    pack::PackKey,
     schedule::{Capacity, Change, JobInfo, Millis, SweepInfo, WorkerInfo},
     state::{JobState, SweepState, WorkerState},
 };
@@ -316,14 +315,6 @@ impl World {
         prop_assert!(open.is_empty(), "a healthy worker does not finish {:?}", open);
         prop_assert!(self.store.jobs.values().all(|job| job.state.ended()));
         Ok(())
-    }
-}
-
-/// Two kinds of jobs that may share slots, and jobs that never do.
-fn kind(content: u8) -> Option<PackKey> {
-    match content % 3 {
-        0 => None,
-        layers => Some(pack(layers.into())),
     }
 }
 

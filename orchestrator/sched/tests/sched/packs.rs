@@ -4,6 +4,7 @@ use crate::build::*;
 use taskvec_model::{
     id::{JobId, SweepId, WorkerId},
     job::Retry,
+    pack::PackKey,
     schedule::{Capacity, Change, JobInfo},
     state::{AttemptState, JobState, SweepState, WorkerState},
 };
@@ -166,6 +167,100 @@ fn all_members_of_a_lost_worker_are_done_again_each_alone() {
     // Whichever brought the worker down does not take the others with it again.
     let alone = [(2, 0, vec![10]), (2, 1, vec![11]), (2, 2, vec![12])];
     assert_eq!(packs(&effects), [&alone[..], &[(2, 3, vec![13, 20]), (2, 4, vec![21])]].concat());
+}
+
+/// Three runs of three segments: 10 to 12, 20 to 22, 30 to 32.
+fn three_runs() -> Vec<JobInfo> {
+    let segment = |run: i64, i: i64| {
+        let from = 100 * i as u64;
+        let key = PackKey { from, to: from + 100, ..pack(1) };
+        let needs: Vec<i64> = (i > 0).then(|| run + i - 1).into_iter().collect();
+        JobInfo { pack: Some(key), ..job(1, run + i, &needs) }
+    };
+    [10, 20, 30].into_iter().flat_map(|run| (0..3).map(move |i| segment(run, i))).collect()
+}
+
+#[test]
+fn runs_that_fell_out_of_step_come_together_again() {
+    let mut state = with_jobs(three_runs());
+    at(&mut state, 0, stacking(1, capacity(1, 3), &[]));
+    for id in [10, 20] {
+        at(&mut state, 0, failed(1, attempt(id, 1), Retry::Allowed));
+    }
+    // The third run is ahead of the others, and waits for them once they can start.
+    assert_eq!(packs(&at(&mut state, 0, succeeded(1, attempt(30, 1)))), [(1, 0, vec![31])]);
+    at(&mut state, 1_000, Event::Tick);
+    assert_eq!(packs(&at(&mut state, 1_000, released(1, attempt(31, 1)))), [(1, 0, vec![10])]);
+    assert_eq!(packs(&at(&mut state, 1_000, succeeded(1, attempt(10, 2)))), [(1, 0, vec![20])], "not yet 11");
+    assert_eq!(packs(&at(&mut state, 1_000, succeeded(1, attempt(20, 2)))), [(1, 0, vec![11, 21, 31])]);
+}
+
+#[test]
+fn the_hindmost_goes_first() {
+    let mut jobs = three_runs();
+    for job in &mut jobs {
+        match job.id.0 {
+            10 | 11 | 20 => job.state = JobState::Done,
+            12 | 21 => job.state = JobState::Ready,
+            30 => job.attempts = 1,
+            _ => {}
+        }
+    }
+    let mut state = with_jobs(jobs);
+    assert_eq!(packs(&at(&mut state, 0, stacking(1, capacity(1, 3), &[]))), [(1, 0, vec![30])]);
+    assert_eq!(packs(&at(&mut state, 0, succeeded(1, attempt(30, 2)))), [(1, 0, vec![21, 31])]);
+    at(&mut state, 0, succeeded(1, attempt(21, 1)));
+    assert_eq!(packs(&at(&mut state, 0, succeeded(1, attempt(31, 1)))), [(1, 0, vec![12, 22, 32])]);
+}
+
+#[test]
+fn the_hindmost_goes_where_its_checkpoint_is() {
+    let mut jobs = three_runs();
+    jobs.truncate(6);
+    let mut state = with_jobs(jobs);
+    assert_eq!(packs(&at(&mut state, 0, stacking(1, capacity(1, 2), &[]))), [(1, 0, vec![10, 20])]);
+    at(&mut state, 0, succeeded(1, attempt(10, 1)));
+    assert_eq!(packs(&at(&mut state, 0, stacking(2, capacity(1, 2), &[]))), [(2, 0, vec![11])]);
+    at(&mut state, 0, Event::Pause(SweepId(1)));
+    at(&mut state, 0, succeeded(1, attempt(20, 1)));
+    at(&mut state, 0, succeeded(2, attempt(11, 1)));
+    assert_eq!(packs(&at(&mut state, 0, Event::Resume(SweepId(1)))), [(1, 0, vec![21]), (2, 0, vec![12])]);
+}
+
+#[test]
+fn a_run_that_is_ahead_does_not_go_before_one_that_is_first_in_line() {
+    let mut jobs = three_runs();
+    jobs.truncate(6);
+    (jobs[3].state, jobs[4].state) = (JobState::Done, JobState::Ready);
+    let mut state = with_jobs(jobs);
+    assert_eq!(packs(&at(&mut state, 0, stacking(1, capacity(1, 3), &[]))), [(1, 0, vec![10])], "21 has begun");
+}
+
+#[test]
+fn runs_that_have_not_begun_do_not_go_before_those_that_have() {
+    let mut state = with_jobs(three_runs());
+    at(&mut state, 0, stacking(1, capacity(1, 2), &[]));
+    at(&mut state, 0, succeeded(1, attempt(10, 1)));
+    assert_eq!(packs(&at(&mut state, 0, succeeded(1, attempt(20, 1)))), [(1, 0, vec![11, 21])], "30 is later");
+}
+
+#[test]
+fn a_run_of_lower_priority_is_not_waited_for() {
+    let mut late = three_runs();
+    late.iter_mut().for_each(|job| {
+        (job.id, job.sweep) = (JobId(job.id.0 + 100), SweepId(2));
+        job.needs.iter_mut().for_each(|need| need.0 += 100);
+        job.key = key(job.id.0 as u64);
+    });
+    let mut state = with_jobs(three_runs());
+    at(&mut state, 0, submit(2, -1, late));
+    at(&mut state, 0, stacking(1, capacity(1, 4), &[]));
+    at(&mut state, 0, released(1, attempt(110, 1)));
+    for id in [10, 20] {
+        at(&mut state, 0, succeeded(1, attempt(id, 1)));
+    }
+    let next = packs(&at(&mut state, 0, succeeded(1, attempt(30, 1))));
+    assert_eq!(next, [(1, 0, vec![11, 21, 31])], "110 has begun, and is for later");
 }
 
 #[test]

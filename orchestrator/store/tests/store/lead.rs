@@ -101,6 +101,24 @@ async fn a_worker_keeps_its_id_by_its_nonce() {
     }
 }
 
+/// Before packs no attempt had a slot of which the store knew.
+#[tokio::test]
+async fn attempts_that_ran_before_there_were_packs_have_a_slot_each() {
+    const MIGRATION: &str = include_str!("../../../../migrations/0005_packs.sql");
+    let db = db().await;
+    let mut leader = db.lead().await;
+    leader.submit(&plan((1..=4).map(idle).collect()), "", 0, None).await.expect("submits");
+    let (one, other) = (db.worker(1).await, db.worker(2).await);
+    let changes = [start(1, 1, one), start(2, 1, other), start(3, 1, one), start(4, 1, one), complete(4, 1)];
+    let done = BTreeMap::from([(attempt(4, 1), Outcome::default())]);
+    leader.commit(&changes, &done).await.expect("commits");
+    let (_, update) = MIGRATION.split_at(MIGRATION.find("UPDATE").expect("it updates"));
+    db.run(update).await;
+    let slots: Vec<_> = leader.load().await.expect("loads").jobs.into_iter().filter_map(|job| job.slot).collect();
+    let slot = |worker, number| SlotRef { worker, number };
+    assert_eq!(slots, [slot(one, 0), slot(other, 0), slot(one, 1)]);
+}
+
 #[tokio::test]
 async fn migrations_may_run_again() {
     let db = db().await;
