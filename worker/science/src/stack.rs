@@ -71,13 +71,15 @@ trait Crew {
 /// run left helps with the pieces of another's.
 struct SideBySide<'a>(Vec<Trainer<'a>>);
 
-/// About a tenth of a second of one core.
-const STRIDE_FLOPS: u64 = 10_000_000_000;
+/// About a fifth of a second of one core: threads meet after each stride, so it should not be too short either.
+const STRIDE_FLOPS: u64 = 20_000_000_000;
+/// Small models take longer than their operations say.
+const STRIDE_MOST: u64 = 100;
 
 impl Crew for SideBySide<'_> {
     fn stride(&self) -> u64 {
         let most = self.0.iter().map(Trainer::flops_per_update).max().unwrap_or(1);
-        (STRIDE_FLOPS / most.max(1)).max(1)
+        (STRIDE_FLOPS / most.max(1)).clamp(1, STRIDE_MOST)
     }
 
     fn advance(&mut self, updates: u64) -> Vec<Result<f64, ScienceError>> {
