@@ -99,6 +99,8 @@ pub struct Local {
     /// Worker processes; the cores are divided among them
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub workers: u32,
+    #[command(flatten)]
+    pub stacking: Stacking,
     /// Stay up after the sweep, until Ctrl-C
     #[arg(long)]
     pub keep: bool,
@@ -109,9 +111,22 @@ pub struct Up {
     /// Worker processes; the cores are divided among them
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=256))]
     pub workers: u32,
+    #[command(flatten)]
+    pub stacking: Stacking,
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:7420")]
     pub listen: SocketAddr,
+}
+
+/// Several runs in one slot.
+#[derive(Args, Clone, Copy)]
+pub struct Stacking {
+    /// Runs of one shape that a worker trains together in one slot; 1: each has a slot for itself
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub stack: u32,
+    /// Memory that the runs of one slot may take together, as 512M or 8G; default: an equal part of half the machine's
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub stack_memory: Option<u64>,
 }
 
 #[derive(Subcommand)]
@@ -172,6 +187,8 @@ pub struct WorkerStart {
     /// Jobs at a time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: u32,
+    #[command(flatten)]
+    pub stacking: Stacking,
     /// CPU threads in all; default: every core that no other worker of this machine holds
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
@@ -342,9 +359,37 @@ impl FromStr for Id {
     }
 }
 
+/// A whole number, or one followed by K, M, G or T: powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let power = match unit {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        "T" => Some(40),
+        _ => None,
+    };
+    let size = power.zip(digits.parse::<u64>().ok()).and_then(|(power, n)| n.checked_mul(1 << power));
+    size.filter(|n| *n > 0).ok_or_else(|| "a size is a whole number of bytes, or of K, M, G or T: 512M, 8G".to_owned())
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(s) if (0.1..=86_400.0).contains(&s) => Ok(s),
         _ => Err("a number of seconds from 0.1 to 86400".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_in_powers_of_1024() {
+        assert_eq!(["7", "3K", "512M", "8G", "1T"].map(bytes), [7, 3 << 10, 512 << 20, 8 << 30, 1 << 40].map(Ok));
+        for wrong in ["", "G", "8 G", "8g", "-1", "1.5G", "0", "99999999999T"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
     }
 }

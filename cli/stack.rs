@@ -1,6 +1,6 @@
 //! The local stack: embedded Postgres and server in this process, workers as its children.
 
-use crate::{client::Address, error::CliError};
+use crate::{args::Stacking, client::Address, error::CliError};
 use std::{
     fs::File,
     net::SocketAddr,
@@ -23,16 +23,19 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(60);
 pub struct Options {
     pub listen: SocketAddr,
     pub workers: u32,
+    /// None: each run has a slot for itself.
+    pub stacking: Option<Stacking>,
 }
 
 impl Options {
-    pub fn with_workers(workers: u32) -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 0)), workers }
+    /// On any port of loopback.
+    pub fn new(workers: u32, stacking: Option<Stacking>) -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 0)), workers, stacking }
     }
 
     /// Enough to answer queries.
     pub fn database_only() -> Self {
-        Self::with_workers(0)
+        Self::new(0, None)
     }
 }
 
@@ -61,9 +64,13 @@ impl Stack {
         let (stop, stopped) = watch::channel(false);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (cores / options.workers.max(1) as usize).max(1);
+        let stacking = options.stacking.map(|stacking| {
+            let share = taskvec_agent::machine_bytes() / 2 / u64::from(options.workers.max(1));
+            (stacking.stack, stacking.stack_memory.unwrap_or(share))
+        });
         let mut workers = Vec::new();
         for number in 1..=options.workers {
-            let worker = LocalWorker { number, threads, data: data.to_owned(), address: address.clone() };
+            let worker = LocalWorker { number, threads, stacking, data: data.to_owned(), address: address.clone() };
             workers.push(tokio::spawn(worker.keep_running(stopped.clone())));
         }
         Ok(Self { server, address, stop, workers })
@@ -101,6 +108,8 @@ impl Stack {
 struct LocalWorker {
     number: u32,
     threads: usize,
+    /// Runs in a slot, and the memory that they may take.
+    stacking: Option<(u32, u64)>,
     data: PathBuf,
     address: Address,
 }
@@ -141,8 +150,12 @@ impl LocalWorker {
     fn spawn(&self) -> std::io::Result<Child> {
         std::fs::create_dir_all(self.data.join("logs"))?;
         let log = File::options().create(true).append(true).open(self.log())?;
-        Command::new(std::env::current_exe()?)
-            .args(["worker", "start", "--exit-with-parent", "--name", &format!("local-{}", self.number)])
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["worker", "start", "--exit-with-parent", "--name", &format!("local-{}", self.number)]);
+        if let Some((stack, bytes)) = self.stacking {
+            command.args(["--stack", &stack.to_string(), "--stack-memory", &bytes.to_string()]);
+        }
+        command
             .args(["--threads", &self.threads.to_string(), "--scratch"])
             .arg(self.data.join("workers").join(self.number.to_string()))
             .env("TASKVEC_SERVER", &self.address.url)

@@ -20,7 +20,7 @@ pub async fn run(global: &Global, args: Local) -> Result<(), CliError> {
     fetched(plan.clone()).await?;
     let data = global.data.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_DATA));
     eprintln!("taskvec: starting the database, the server and {} workers in {} …", args.workers, data.display());
-    let mut stack = Stack::start(&data, Options::with_workers(args.workers)).await?;
+    let mut stack = Stack::start(&data, Options::new(args.workers, Some(args.stacking))).await?;
     let how = up::how_to_reach(&stack, &data);
     let worked = tokio::select! {
         worked = work(stack.address(), &args, (yaml, &plan), &data, &how) => worked,

@@ -51,6 +51,8 @@ async fn start(global: &Global, args: WorkerStart) -> Result<(), CliError> {
     worker.tls_ca = address.tls_ca;
     worker.devices = args.device;
     worker.slots = args.slots as usize;
+    worker.stack = args.stacking.stack;
+    worker.stack_bytes = args.stacking.stack_memory;
     worker.threads = args.threads.map(|n| n as usize);
     let parent_is_gone = async move {
         match args.exit_with_parent {

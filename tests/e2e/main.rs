@@ -10,6 +10,7 @@ mod hub;
 mod identical;
 mod language;
 mod local;
+mod packs;
 mod report;
 mod sql;
 mod support;

@@ -29,6 +29,7 @@ pub struct Stack {
     workers: Vec<Option<Child>>,
 }
 
+#[derive(Debug)]
 pub struct Ran {
     pub code: i32,
     pub stdout: String,
@@ -156,9 +157,15 @@ impl Stack {
 
     /// Index of the worker, for the calls below.
     pub fn start_worker(&mut self) -> usize {
+        self.start_stacking_worker(1)
+    }
+
+    /// One that takes this many runs into its slot.
+    pub fn start_stacking_worker(&mut self, stack: u32) -> usize {
         let index = self.workers.len();
         let mut command = taskvec();
         command.args(["worker", "start", "--threads", "1", "--name", &format!("w{index}")]);
+        command.args(["--stack", &stack.to_string()]);
         if self.tls {
             self.address(&mut command);
         } else {

@@ -8,7 +8,7 @@ use std::{
 };
 use taskvec_model::{
     id::{AttemptRef, Digest, JobId, RunId, SweepId, WorkerId},
-    schedule::{JobInfo, Snapshot, SweepInfo},
+    schedule::{Capacity, JobInfo, Snapshot, SweepInfo},
     state::{JobState, SweepState},
 };
 use taskvec_sched::{Config, Effect, Event, Message, State, step};
@@ -30,7 +30,8 @@ fn main() {
     };
 
     time("submit 100 000 jobs", 1, work.take(&mut state, submitted, 0));
-    let hellos = (1..=WORKERS).map(|id| Event::WorkerHello { worker: WorkerId(id), slots: SLOTS, attempts: vec![] });
+    let capacity = Capacity { slots: SLOTS, stack: 1, stack_bytes: 0 };
+    let hellos = (1..=WORKERS).map(|id| Event::WorkerHello { worker: WorkerId(id), capacity, attempts: vec![] });
     time("workers connect", WORKERS as usize, hellos.map(|event| work.take(&mut state, event, 0)).sum());
 
     let mut beating = Duration::ZERO;
@@ -76,11 +77,12 @@ fn job(id: i64) -> JobInfo {
         sweep: SweepId(1),
         run: RunId(run),
         key: Digest(key),
+        pack: None,
         state: if needs.is_empty() { JobState::Ready } else { JobState::Waiting },
         needs,
         attempts: 0,
         failures: 0,
-        worker: None,
+        slot: None,
     }
 }
 
@@ -96,8 +98,8 @@ impl Work {
         let effects = step(state, event, now);
         let spent = begun.elapsed();
         for effect in effects {
-            if let Effect::Send(Message::Assign { worker, attempt }) = effect {
-                self.assigned.push_back((worker, attempt));
+            if let Effect::Send(Message::Assign { worker, attempts }) = effect {
+                self.assigned.extend(attempts.into_iter().map(|attempt| (worker, attempt)));
             }
         }
         spent

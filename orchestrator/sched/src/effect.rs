@@ -15,26 +15,14 @@ pub enum Effect {
 /// To a worker. One that is not connected misses it, and learns the same when it reconnects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    Assign {
-        worker: WorkerId,
-        attempt: AttemptRef,
-    },
+    /// What is to run together in one slot.
+    Assign { worker: WorkerId, attempts: Vec<AttemptRef> },
     /// The attempt's outcome is not wanted any more. Its slot may be given away before the worker has stopped it.
-    Stop {
-        worker: WorkerId,
-        attempt: AttemptRef,
-        reason: String,
-    },
+    Stop { worker: WorkerId, attempt: AttemptRef, reason: String },
     /// To Succeeded, Failed and Released: the worker may forget the attempt.
-    Answer {
-        worker: WorkerId,
-        attempt: AttemptRef,
-        verdict: Verdict,
-    },
+    Answer { worker: WorkerId, attempt: AttemptRef, verdict: Verdict },
     /// Take nothing new, finish or hand over what runs, then leave.
-    Drain {
-        worker: WorkerId,
-    },
+    Drain { worker: WorkerId },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use taskvec_model::{
     id::{AttemptRef, JobId, SweepId, WorkerId},
     job::Failure,
-    schedule::{JobInfo, SweepInfo},
+    schedule::{Capacity, JobInfo, SweepInfo},
 };
 
 /// One thing that happened. Events name attempts and workers as their senders know them: late, repeated and unknown
@@ -37,7 +37,7 @@ pub enum Event {
     /// A worker connected, for the first time or again. `attempts`: those it runs or holds outcomes of.
     WorkerHello {
         worker: WorkerId,
-        slots: u32,
+        capacity: Capacity,
         attempts: Vec<AttemptRef>,
     },
     /// Its connection is gone. It may come back before its leases end.

@@ -7,7 +7,7 @@ use crate::{
 use std::{cmp::Reverse, fmt};
 use taskvec_model::{
     id::{JobId, SweepId, WorkerId},
-    schedule::Millis,
+    schedule::{Millis, SlotRef},
     state::SweepState,
 };
 
@@ -16,11 +16,12 @@ use taskvec_model::{
 pub enum Explanation {
     /// Not in memory: its sweep has ended (the store knows how), or there is no such job.
     NotScheduled,
-    /// `millis`: since when; unknown where the server was restarted in between.
+    /// `millis`: since when; unknown where the server was restarted in between. `beside`: jobs in the same slot.
     Running {
         worker: WorkerId,
         attempt: i32,
         millis: Option<Millis>,
+        beside: Vec<JobId>,
     },
     /// Its worker is not connected; the attempt is given up if that lasts `millis` more.
     OutOfReach {
@@ -73,7 +74,7 @@ impl State {
                 Explanation::BackOff { millis: until.saturating_sub(self.now), reason: reason.clone() }
             }
             Phase::Ready => self.explain_ready(id, job),
-            Phase::Running(lease) => self.explain_running(job, lease),
+            Phase::Running(lease) => self.explain_running(id, job, lease),
             Phase::Done { .. } => Explanation::Done,
             Phase::Failed { reason } => Explanation::Failed { reason: reason.clone() },
             Phase::Skipped { reason } => Explanation::Skipped { reason: reason.clone() },
@@ -86,14 +87,15 @@ impl State {
         job.needs.iter().copied().filter(|id| !done(id)).collect()
     }
 
-    fn explain_running(&self, job: &Job, lease: &Lease) -> Explanation {
-        let (worker, attempt) = (lease.worker, job.attempts);
-        if self.workers.get(&worker).is_some_and(|w| w.connected) {
-            let millis = lease.since.map(|since| self.now.saturating_sub(since));
-            Explanation::Running { worker, attempt, millis }
-        } else {
-            Explanation::OutOfReach { worker, attempt, millis: lease.ends.saturating_sub(self.now) }
-        }
+    fn explain_running(&self, id: JobId, job: &Job, lease: &Lease) -> Explanation {
+        let (SlotRef { worker, number }, attempt) = (lease.slot, job.attempts);
+        let Some(found) = self.workers.get(&worker).filter(|w| w.connected) else {
+            return Explanation::OutOfReach { worker, attempt, millis: lease.ends.saturating_sub(self.now) };
+        };
+        let millis = lease.since.map(|since| self.now.saturating_sub(since));
+        let pack = found.occupied.get(&number).into_iter().flatten();
+        let beside = pack.copied().filter(|other| *other != id).collect();
+        Explanation::Running { worker, attempt, millis, beside }
     }
 
     fn explain_ready(&self, id: JobId, job: &Job) -> Explanation {
@@ -108,7 +110,7 @@ impl State {
             let draining = self.workers.values().filter(|w| w.connected && w.draining).count();
             return Explanation::NoWorker { draining };
         }
-        Explanation::Queued { slots: takers.map(|w| w.slots).sum(), ahead: self.ahead(id, job) }
+        Explanation::Queued { slots: takers.map(|w| w.capacity.slots).sum(), ahead: self.ahead(id, job) }
     }
 
     fn ahead(&self, id: JobId, job: &Job) -> usize {
@@ -127,11 +129,10 @@ impl fmt::Display for Explanation {
         };
         match self {
             Self::NotScheduled => f.write_str("not scheduled: its sweep has ended, or there is no such job"),
-            Self::Running { worker, attempt, millis: Some(millis) } => {
-                write!(f, "running on worker {worker} for {}, attempt {attempt}", Seconds(*millis))
-            }
-            Self::Running { worker, attempt, millis: None } => {
-                write!(f, "running on worker {worker}, attempt {attempt}")
+            Self::Running { worker, attempt, millis, beside } => {
+                let since = millis.map(|millis| format!(" for {}", Seconds(millis))).unwrap_or_default();
+                write!(f, "running on worker {worker}{since}, attempt {attempt}")?;
+                if beside.is_empty() { Ok(()) } else { write!(f, ", in one slot with {}", Jobs(beside)) }
             }
             Self::OutOfReach { worker, attempt, millis } => write!(
                 f,

@@ -1,9 +1,14 @@
 //! The one place where jobs and workers change, so that counters, queues and deadlines always agree with them.
 
 use crate::state::{Job, Phase, State, Sweep, Twins, Worker};
-use std::cmp::Reverse;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 use taskvec_model::{
     id::{JobId, JobKey, SweepId, WorkerId},
+    pack::PackKey,
+    schedule::SlotRef,
     state::SweepState,
 };
 
@@ -33,7 +38,7 @@ impl State {
     fn index(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
         let (sweep, key, state) = (job.sweep, job.key, job.phase.state());
-        let (deadline, worker) = (job.phase.deadline(), worker_of(&job.phase));
+        let (deadline, slot) = (job.phase.deadline(), slot_of(&job.phase));
         if let Some(found) = self.sweeps.get_mut(&sweep) {
             *found.counts.slot(state) += 1;
             if found.counts.open() == 0 {
@@ -43,9 +48,9 @@ impl State {
         if let Some(at) = deadline {
             self.deadlines.insert((at, id));
         }
-        if let Some(worker) = worker {
+        if let Some(SlotRef { worker, number }) = slot {
             self.with_worker(worker, |w| {
-                w.running.insert(id);
+                w.occupied.entry(number).or_default().insert(id);
             });
         }
         if state.ended() {
@@ -63,19 +68,17 @@ impl State {
 
     fn unindex(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
-        let (sweep, key, state) = (job.sweep, job.key, job.phase.state());
-        let (deadline, worker) = (job.phase.deadline(), worker_of(&job.phase));
+        let (sweep, key, pack, state) = (job.sweep, job.key, job.pack, job.phase.state());
+        let (deadline, slot) = (job.phase.deadline(), slot_of(&job.phase));
         if let Some(at) = deadline {
             self.deadlines.remove(&(at, id));
         }
-        if let Some(worker) = worker {
-            self.with_worker(worker, |w| {
-                w.running.remove(&id);
-            });
+        if let Some(SlotRef { worker, number }) = slot {
+            self.with_worker(worker, |w| leave(&mut w.occupied, number, id));
         }
         if let Some(found) = self.sweeps.get_mut(&sweep) {
             *found.counts.slot(state) -= 1;
-            if found.ready.remove(&id) {
+            if found.set_ready(id, pack, false) {
                 self.refresh_sweep(sweep);
             }
         }
@@ -102,10 +105,9 @@ impl State {
         let Some(job) = self.jobs.get(&id) else { return };
         let turn = self.keys.get(&job.key).and_then(|twins: &Twins| twins.turn);
         let could_start = job.phase == Phase::Ready && turn.is_none();
-        let sweep = job.sweep;
+        let (sweep, pack) = (job.sweep, job.pack);
         let Some(found) = self.sweeps.get_mut(&sweep) else { return };
-        let changed = if could_start { found.ready.insert(id) } else { found.ready.remove(&id) };
-        if changed {
+        if found.set_ready(id, pack, could_start) {
             self.refresh_sweep(sweep);
         }
     }
@@ -150,9 +152,31 @@ impl State {
     }
 }
 
-fn worker_of(phase: &Phase) -> Option<WorkerId> {
+impl Sweep {
+    /// Notes whether a job could start. True: that is a change.
+    fn set_ready(&mut self, id: JobId, pack: Option<PackKey>, could_start: bool) -> bool {
+        match pack {
+            Some(key) if could_start => _ = self.packs.entry(key).or_default().insert(id),
+            Some(key) => leave(&mut self.packs, key, id),
+            None => {}
+        }
+        if could_start { self.ready.insert(id) } else { self.ready.remove(&id) }
+    }
+}
+
+/// Takes a job out of its group; an empty group is not kept.
+fn leave<K: Ord>(groups: &mut BTreeMap<K, BTreeSet<JobId>>, key: K, job: JobId) {
+    if let Some(group) = groups.get_mut(&key) {
+        group.remove(&job);
+        if group.is_empty() {
+            groups.remove(&key);
+        }
+    }
+}
+
+fn slot_of(phase: &Phase) -> Option<SlotRef> {
     match phase {
-        Phase::Running(lease) => Some(lease.worker),
+        Phase::Running(lease) => Some(lease.slot),
         _ => None,
     }
 }

@@ -7,7 +7,8 @@ use std::{
 };
 use taskvec_model::{
     id::{JobId, SweepId, WorkerId},
-    schedule::Millis,
+    pack::PackKey,
+    schedule::{Millis, SlotRef},
     state::{JobState, SweepState},
 };
 
@@ -56,23 +57,28 @@ impl State {
     }
 
     fn check_sweeps(&self) -> Result<(), String> {
-        let mut jobs: BTreeMap<SweepId, (BTreeSet<JobId>, Counts, BTreeSet<JobId>)> = BTreeMap::new();
+        type Packs = BTreeMap<PackKey, BTreeSet<JobId>>;
+        let mut jobs: BTreeMap<SweepId, (BTreeSet<JobId>, Counts, BTreeSet<JobId>, Packs)> = BTreeMap::new();
         for (id, job) in &self.jobs {
-            let (all, counts, ready) = jobs.entry(job.sweep).or_default();
+            let (all, counts, ready, packs) = jobs.entry(job.sweep).or_default();
             all.insert(*id);
             *counts.slot(job.phase.state()) += 1;
             if job.phase == Phase::Ready && self.keys.get(&job.key).is_some_and(|twins| twins.turn.is_none()) {
                 ready.insert(*id);
+                if let Some(key) = job.pack {
+                    packs.entry(key).or_default().insert(*id);
+                }
             }
         }
         let mut queue = BTreeSet::new();
         for (id, sweep) in &self.sweeps {
-            let (all, counts, ready) = jobs.remove(id).unwrap_or_default();
+            let (all, counts, ready, packs) = jobs.remove(id).unwrap_or_default();
             ensure!(!sweep.state.ended(), "sweep {id} is {} and still in memory", sweep.state);
             ensure!(counts.open() > 0, "sweep {id} is {}, but all its jobs have ended", sweep.state);
             ensure!(sweep.jobs == all, "sweep {id} has lost jobs: {:?}, not {all:?}", sweep.jobs);
             ensure!(sweep.counts == counts, "sweep {id} counts {:?}, not {counts:?}", sweep.counts);
             ensure!(sweep.ready == ready, "sweep {id}: could start {:?}, not {ready:?}", sweep.ready);
+            ensure!(sweep.packs == packs, "sweep {id}: could share slots {:?}, not {packs:?}", sweep.packs);
             if sweep.state == SweepState::Active && !ready.is_empty() {
                 queue.insert((Reverse(sweep.priority), *id));
             }
@@ -82,18 +88,24 @@ impl State {
     }
 
     fn check_workers(&self) -> Result<(), String> {
-        let mut running: BTreeMap<WorkerId, BTreeSet<JobId>> = BTreeMap::new();
+        let mut running: BTreeMap<WorkerId, BTreeMap<u32, BTreeSet<JobId>>> = BTreeMap::new();
         for (id, job) in &self.jobs {
             if let Phase::Running(lease) = &job.phase {
-                ensure!(self.workers.contains_key(&lease.worker), "job {id} runs on no worker: {}", lease.worker);
-                running.entry(lease.worker).or_default().insert(*id);
+                let SlotRef { worker, number } = lease.slot;
+                ensure!(self.workers.contains_key(&worker), "job {id} runs on no worker: {worker}");
+                running.entry(worker).or_default().entry(number).or_default().insert(*id);
             }
         }
         let mut free = BTreeSet::new();
         for (id, worker) in &self.workers {
-            let jobs = running.remove(id).unwrap_or_default();
-            ensure!(worker.running == jobs, "worker {id} runs {:?}, not {jobs:?}", worker.running);
-            ensure!(jobs.len() <= worker.slots as usize, "worker {id} runs {} in {} slots", jobs.len(), worker.slots);
+            let packs = running.remove(id).unwrap_or_default();
+            let slots = worker.capacity.slots;
+            ensure!(worker.occupied == packs, "worker {id} runs {:?}, not {packs:?}", worker.occupied);
+            ensure!(packs.len() <= slots as usize, "worker {id} runs {packs:?} in {slots} slots");
+            for jobs in packs.values().filter(|jobs| jobs.len() > 1) {
+                let keys: BTreeSet<_> = jobs.iter().map(|job| self.jobs[job].pack).collect();
+                ensure!(keys.len() == 1 && !keys.contains(&None), "jobs {jobs:?} cannot share a slot, and do");
+            }
             if worker.open_slots() > 0 {
                 free.insert((Reverse(worker.open_slots()), *id));
             }

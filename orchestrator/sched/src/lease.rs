@@ -3,7 +3,7 @@
 use crate::state::{Job, Lease, Phase, State};
 use taskvec_model::{
     id::{AttemptRef, JobId, WorkerId},
-    schedule::Millis,
+    schedule::{Millis, SlotRef},
     state::JobState,
 };
 
@@ -19,8 +19,8 @@ impl State {
             Phase::Running(_) if number < job.attempts => {
                 Err(format!("attempt {number} of job {id} lost its lease: attempt {} is running", job.attempts))
             }
-            Phase::Running(lease) if lease.worker != worker => {
-                Err(format!("attempt {number} of job {id} belongs to worker {}, not to worker {worker}", lease.worker))
+            Phase::Running(Lease { slot, .. }) if slot.worker != worker => {
+                Err(format!("attempt {number} of job {id} belongs to worker {}, not to worker {worker}", slot.worker))
             }
             Phase::Running(_) => Ok(job),
             other => Err(format!("attempt {number} of job {id} has ended: the job is {}", describe(other.state()))),
@@ -50,18 +50,13 @@ impl State {
         self.jobs.get(&id).and_then(|job| job.phase.deadline()).is_some_and(|ends| ends <= self.now)
     }
 
-    pub(crate) fn new_lease(&self, worker: WorkerId) -> Lease {
-        Lease {
-            worker,
-            since: Some(self.now),
-            renewed: Some(self.now),
-            ends: self.now.saturating_add(self.config.lease),
-        }
+    pub(crate) fn new_lease(&self, slot: SlotRef) -> Lease {
+        Lease { slot, since: Some(self.now), renewed: Some(self.now), ends: self.now.saturating_add(self.config.lease) }
     }
 
     /// For an attempt that was already running when this state was made: the store's lease is older than this one.
-    pub(crate) fn inherited_lease(&self, worker: WorkerId) -> Lease {
-        Lease { since: None, renewed: None, ..self.new_lease(worker) }
+    pub(crate) fn inherited_lease(&self, slot: SlotRef) -> Lease {
+        Lease { since: None, renewed: None, ..self.new_lease(slot) }
     }
 
     /// Jobs whose deadline is reached, earliest first.

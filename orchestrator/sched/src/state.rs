@@ -7,7 +7,8 @@ use std::{
 };
 use taskvec_model::{
     id::{AttemptRef, JobId, JobKey, RunId, SweepId, WorkerId},
-    schedule::{JobInfo, Millis, Snapshot, SweepInfo, WorkerInfo},
+    pack::PackKey,
+    schedule::{Capacity, JobInfo, Millis, SlotRef, Snapshot, SweepInfo, WorkerInfo},
     state::{JobState, SweepState, WorkerState},
 };
 
@@ -58,6 +59,8 @@ pub(crate) struct Sweep {
     pub counts: Counts,
     /// Jobs that could start now if the sweep is active. Plan order is id order, so its first is the next.
     pub ready: BTreeSet<JobId>,
+    /// Those of them that can share a slot, by what they have in common.
+    pub packs: BTreeMap<PackKey, BTreeSet<JobId>>,
 }
 
 #[derive(Clone, Debug)]
@@ -65,6 +68,7 @@ pub(crate) struct Job {
     pub sweep: SweepId,
     pub run: RunId,
     pub key: JobKey,
+    pub pack: Option<PackKey>,
     pub needs: Vec<JobId>,
     /// Jobs that need this one.
     pub dependants: Vec<JobId>,
@@ -102,7 +106,7 @@ pub(crate) enum Phase {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
-    pub worker: WorkerId,
+    pub slot: SlotRef,
     /// Unknown after a restart.
     pub since: Option<Millis>,
     /// When the store last heard of it; unknown after a restart.
@@ -112,10 +116,11 @@ pub(crate) struct Lease {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Worker {
-    pub slots: u32,
+    pub capacity: Capacity,
     pub connected: bool,
     pub draining: bool,
-    pub running: BTreeSet<JobId>,
+    /// What runs in each slot that is taken.
+    pub occupied: BTreeMap<u32, BTreeSet<JobId>>,
 }
 
 /// Jobs of one content key that have not ended. One at a time has the turn.
@@ -178,9 +183,24 @@ impl Phase {
 }
 
 impl Worker {
-    /// Slots that a job may be put in now.
+    /// One that is not connected and runs nothing.
+    pub fn new(capacity: Capacity, draining: bool) -> Self {
+        Self { capacity, connected: false, draining, occupied: BTreeMap::new() }
+    }
+
+    /// Slots that a job may be put in now. One in which part of a pack has ended is not among them: whoever came later would
+    /// have to wait for the others' next step, and leave the slot no earlier than they.
     pub fn open_slots(&self) -> u32 {
-        if self.connected && !self.draining { self.slots.saturating_sub(self.running.len() as u32) } else { 0 }
+        if self.connected && !self.draining {
+            self.capacity.slots.saturating_sub(self.occupied.len() as u32)
+        } else {
+            0
+        }
+    }
+
+    /// The first that nothing runs in.
+    pub fn free_slot(&self) -> u32 {
+        (0..).find(|slot| !self.occupied.contains_key(slot)).unwrap_or(u32::MAX)
     }
 
     pub fn state(&self) -> WorkerState {
@@ -237,15 +257,16 @@ impl State {
     pub fn running(&self, job: JobId) -> Option<(AttemptRef, WorkerId)> {
         let found = self.jobs.get(&job)?;
         match &found.phase {
-            Phase::Running(lease) => Some((AttemptRef { job, number: found.attempts }, lease.worker)),
+            Phase::Running(lease) => Some((AttemptRef { job, number: found.attempts }, lease.slot.worker)),
             _ => None,
         }
     }
 
     /// The attempts that run on a worker.
     pub fn attempts_on(&self, worker: WorkerId) -> Vec<AttemptRef> {
-        let jobs = self.workers.get(&worker).into_iter().flat_map(|w| &w.running);
-        jobs.map(|job| AttemptRef { job: *job, number: self.jobs[job].attempts }).collect()
+        let jobs: BTreeSet<JobId> =
+            self.workers.get(&worker).into_iter().flat_map(|w| w.occupied.values().flatten()).copied().collect();
+        jobs.into_iter().map(|job| AttemptRef { job, number: self.jobs[&job].attempts }).collect()
     }
 
     /// When the next `Event::Tick` is due.
@@ -265,25 +286,36 @@ impl State {
             workers: self
                 .workers
                 .iter()
-                .map(|(id, w)| WorkerInfo { id: *id, slots: w.slots, state: w.state() })
+                .map(|(id, w)| WorkerInfo { id: *id, slots: w.capacity.slots, state: w.state() })
                 .collect(),
         }
     }
 }
 
 impl Job {
+    /// May it share a slot with others? One that has failed is tried alone: it may have been its fault, or theirs.
+    pub(crate) fn sociable(&self) -> bool {
+        self.pack.is_some() && self.failures == 0
+    }
+
+    /// Was its run under way before?
+    pub(crate) fn begun(&self) -> bool {
+        self.attempts > 0 || self.pack.is_some_and(|key| key.from > 0)
+    }
+
     fn info(&self, id: JobId) -> JobInfo {
         JobInfo {
             id,
             sweep: self.sweep,
             run: self.run,
             key: self.key,
+            pack: self.pack,
             needs: self.needs.clone(),
             state: self.phase.state(),
             attempts: self.attempts,
             failures: self.failures,
-            worker: match &self.phase {
-                Phase::Running(lease) => Some(lease.worker),
+            slot: match &self.phase {
+                Phase::Running(lease) => Some(lease.slot),
                 _ => None,
             },
         }

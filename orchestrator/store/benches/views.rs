@@ -14,7 +14,7 @@ use taskvec_model::{
     job::{JobWork, Produced},
     metric::{Baseline, Estimator, Icl, IclMetric, Metrics, Td, TdBound, TrainLoss},
     plan::{Plan, PlannedJob, PlannedRun},
-    schedule::Change,
+    schedule::{Change, SlotRef},
     spec::{
         Arch, At, Behaviour, CheckpointSpec, DataSpec, Decay, InitSpec, Layers, ModelSpec, OptimizerKind,
         OptimizerSpec, Overlap, Precision, RunSpec, Schedule, Selftest, SelftestSpec, Site, SparseLinear, TdSpec,
@@ -68,17 +68,18 @@ async fn fill(store: &Store, runs: usize) {
         devices: vec!["cpu".into()],
         slots: 1,
         threads_per_slot: 1,
+        stack: 1,
         pid: 1,
         version: "0".into(),
         nonce: 1,
     };
     let worker = store.register_worker(&record).await.expect("registers");
+    let slot = SlotRef { worker, number: 0 };
     let (mut start, mut complete, mut rows) = (Duration::ZERO, Duration::ZERO, 0);
     let jobs: Vec<(JobId, &PlannedJob)> = submitted.jobs.iter().map(|j| j.id).zip(&plan.jobs).collect();
     for part in jobs.chunks(BATCH) {
         let attempt = |job: JobId| AttemptRef { job, number: 1 };
-        let starts: Vec<Change> =
-            part.iter().map(|(job, _)| Change::Start { attempt: attempt(*job), worker }).collect();
+        let starts: Vec<Change> = part.iter().map(|(job, _)| Change::Start { attempt: attempt(*job), slot }).collect();
         let ends: Vec<Change> =
             part.iter().map(|(job, _)| Change::Complete { attempt: attempt(*job), jobs: vec![*job] }).collect();
         let outcomes: BTreeMap<AttemptRef, Outcome> = part

@@ -9,7 +9,8 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use std::time::Duration;
 use taskvec_model::{
     id::{JobId, RunId, SweepId, WorkerId},
-    schedule::{JobInfo, Snapshot, SweepInfo, WorkerInfo},
+    job::JobWork,
+    schedule::{JobInfo, SlotRef, Snapshot, SweepInfo, WorkerInfo},
 };
 
 /// The advisory lock: `taskvec` in ASCII.
@@ -139,16 +140,21 @@ struct JobRow {
     attempts: i32,
     failures: i32,
     worker_id: Option<i64>,
+    slot: Option<i32>,
+    /// Of jobs that may share a slot.
+    work: Option<serde_json::Value>,
 }
 
 /// The jobs of the given sweep, or of those that have not ended.
 async fn jobs(connection: &mut PgConnection, sweep: Option<SweepId>) -> Result<Vec<JobInfo>, StoreError> {
     let rows: Vec<JobRow> = sqlx::query_as(
         "SELECT j.job_id, j.sweep_id, j.run_id, j.key, j.state, j.attempts, j.failures,
-                CASE j.state WHEN 'running' THEN j.worker_id END AS worker_id,
+                a.worker_id, a.slot, w.work,
                 array(SELECT DISTINCT needs_job_id FROM taskvec.job_needs n WHERE n.job_id = j.job_id
                       ORDER BY needs_job_id) AS needs
          FROM taskvec.jobs j JOIN taskvec.sweeps s USING (sweep_id)
+         LEFT JOIN taskvec.attempts a ON j.state = 'running' AND a.job_id = j.job_id AND a.number = j.attempts
+         LEFT JOIN taskvec.job_work w ON j.kind = 'train' AND w.job_id = j.job_id
          WHERE s.sweep_id = $1 OR ($1 IS NULL AND s.state IN ('active', 'paused')) ORDER BY j.job_id",
     )
     .bind(sweep.map(|s| s.0))
@@ -161,16 +167,23 @@ impl TryFrom<JobRow> for JobInfo {
     type Error = StoreError;
     fn try_from(r: JobRow) -> Result<Self, StoreError> {
         let place = Place { table: "jobs", id: r.job_id };
+        let slot = match (r.worker_id, r.slot) {
+            (Some(worker), Some(slot)) => Some(SlotRef { worker: WorkerId(worker), number: place.unsigned(slot)? }),
+            _ => None,
+        };
+        // Work that cannot be read is told when it is assigned; it must not keep everything else from being read.
+        let work: Option<JobWork> = r.work.and_then(|work| serde_json::from_value(work).ok());
         Ok(Self {
             id: JobId(r.job_id),
             sweep: SweepId(r.sweep_id),
             run: RunId(r.run_id),
             key: place.digest(&r.key)?,
+            pack: work.and_then(|work| work.pack_key()),
             needs: r.needs.into_iter().map(JobId).collect(),
             state: place.name(&r.state)?,
             attempts: r.attempts,
             failures: place.unsigned(r.failures)?,
-            worker: r.worker_id.map(WorkerId),
+            slot,
         })
     }
 }

@@ -91,6 +91,7 @@ impl Listing {
                     "devices",
                     "slots",
                     "threads_per_slot",
+                    "stack",
                     "(SELECT count(*) FROM taskvec.attempts a WHERE a.worker_id = w.worker_id AND a.state = 'running')
                          AS running",
                     "registered_at",

@@ -131,11 +131,12 @@ async fn number(
         sweep: SweepId(sweep),
         run: RunId(run + planned.run as i64),
         key: planned.key,
+        pack: planned.work.pack_key(),
         needs: planned.needs.iter().map(|n| id(n.job)).collect::<BTreeSet<_>>().into_iter().collect(),
         state: state(i, planned),
         attempts: 0,
         failures: 0,
-        worker: None,
+        slot: None,
     };
     let cached = satisfied.iter().filter(|s| **s).count();
     let state = if cached == satisfied.len() { SweepState::Done } else { SweepState::Active };

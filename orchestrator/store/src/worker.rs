@@ -12,6 +12,8 @@ pub struct WorkerRecord {
     pub devices: Vec<String>,
     pub slots: u32,
     pub threads_per_slot: u32,
+    /// Runs that it takes into one slot.
+    pub stack: u32,
     pub pid: u32,
     pub version: String,
     /// Chosen at random by the process.
@@ -25,11 +27,12 @@ impl Store {
         let small = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
         let devices: Vec<_> = worker.devices.iter().map(|d| row::text(d)).collect();
         let id = sqlx::query_scalar(
-            "INSERT INTO taskvec.workers (nonce, name, host, devices, slots, threads_per_slot, pid, version, state)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'connected')
+            "INSERT INTO taskvec.workers (nonce, name, host, devices, slots, threads_per_slot, pid, version, stack, state)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'connected')
              ON CONFLICT (nonce) DO UPDATE SET
                  name = excluded.name, host = excluded.host, devices = excluded.devices, slots = excluded.slots,
                  threads_per_slot = excluded.threads_per_slot, pid = excluded.pid, version = excluded.version,
+                 stack = excluded.stack,
                  state = CASE workers.state WHEN 'draining' THEN 'draining' ELSE 'connected' END, left_at = NULL
              RETURNING worker_id",
         )
@@ -41,6 +44,7 @@ impl Store {
         .bind(small(worker.threads_per_slot))
         .bind(i64::from(worker.pid))
         .bind(row::text(&worker.version))
+        .bind(small(worker.stack))
         .fetch_one(&self.pool)
         .await?;
         Ok(WorkerId(id))

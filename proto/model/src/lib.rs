@@ -6,6 +6,7 @@ pub mod id;
 pub mod job;
 pub mod metric;
 mod names;
+pub mod pack;
 pub mod pattern;
 pub mod plan;
 pub mod schedule;

@@ -2,6 +2,7 @@
 
 use crate::{
     id::{AttemptRef, JobId, JobKey, RunId, SweepId, WorkerId},
+    pack::PackKey,
     state::{AttemptState, JobState, SweepState, WorkerState},
 };
 
@@ -33,6 +34,8 @@ pub struct JobInfo {
     pub sweep: SweepId,
     pub run: RunId,
     pub key: JobKey,
+    /// Jobs with an equal one may share a slot; none shares its own.
+    pub pack: Option<PackKey>,
     /// Jobs whose results it reads.
     pub needs: Vec<JobId>,
     pub state: JobState,
@@ -40,8 +43,34 @@ pub struct JobInfo {
     pub attempts: i32,
     /// Attempts that failed or expired since the job was submitted or last retried by hand.
     pub failures: u32,
-    /// The worker of the running attempt, where there is one.
-    pub worker: Option<WorkerId>,
+    /// Where the running attempt is, if there is one.
+    pub slot: Option<SlotRef>,
+}
+
+/// A slot of a worker, counted from 0. Attempts that run in one slot were assigned together, as a pack; it is free again
+/// when the last of them has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SlotRef {
+    pub worker: WorkerId,
+    pub number: u32,
+}
+
+/// How much a worker takes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub slots: u32,
+    /// Runs in one slot; 1: it takes no packs.
+    pub stack: u32,
+    /// Bytes that the runs of one slot may take together, by [`PackKey::bytes`]. One alone may take more.
+    pub stack_bytes: u64,
+}
+
+impl Capacity {
+    /// Jobs of this kind that one slot takes.
+    pub fn room(&self, pack: Option<PackKey>) -> u32 {
+        let by_memory = |key: PackKey| u32::try_from(self.stack_bytes / key.bytes().max(1)).unwrap_or(u32::MAX);
+        pack.map_or(1, |key| by_memory(key).min(self.stack).max(1))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +87,7 @@ pub enum Change {
     /// A new attempt with a fresh lease; the job is running.
     Start {
         attempt: AttemptRef,
-        worker: WorkerId,
+        slot: SlotRef,
     },
     /// The leases of these attempts last again their full time from now.
     Renew {

@@ -1,6 +1,7 @@
 //! Domain types to and from their wire form. What comes off the wire may be wrong, so that way can fail.
 
-use crate::pb;
+use crate::{MAX_MESSAGE, pb};
+use prost::Message;
 use taskvec_model::{
     id::{AttemptRef, Digest, JobId},
     job::{Assignment, BlobRef, CheckpointRef, Handover, Produced, Progress},
@@ -97,9 +98,9 @@ impl TryFrom<pb::Handover> for Handover {
     }
 }
 
-/// The message that starts `attempt` on a worker.
-pub fn assign(attempt: AttemptRef, assignment: Assignment) -> Result<pb::Assign, BadMessage> {
-    Ok(pb::Assign {
+/// The part of a message that starts `attempt` on a worker.
+pub fn start(attempt: AttemptRef, assignment: Assignment) -> Result<pb::Start, BadMessage> {
+    Ok(pb::Start {
         attempt: Some(attempt.into()),
         work: serde_json::to_string(&assignment.work).map_err(BadMessage::because)?,
         inputs: assignment.inputs.into_iter().map(Into::into).collect(),
@@ -107,14 +108,34 @@ pub fn assign(attempt: AttemptRef, assignment: Assignment) -> Result<pb::Assign,
     })
 }
 
-/// The inverse of [`assign`].
-pub fn assignment(message: pb::Assign) -> Result<(AttemptRef, Assignment), BadMessage> {
+/// The inverse of [`start`].
+pub fn assignment(message: pb::Start) -> Result<(AttemptRef, Assignment), BadMessage> {
     let assignment = Assignment {
         work: serde_json::from_str(&message.work).map_err(BadMessage::because)?,
         inputs: message.inputs.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         handover: message.handover.map(TryInto::try_into).transpose()?,
     };
     Ok((attempt(message.attempt)?, assignment))
+}
+
+/// The message that starts these together in one slot of a worker. Where they are too large for one, as handovers with many
+/// rows may be, there are several: the worker then takes them one after the other.
+pub fn assign(starts: Vec<pb::Start>) -> Vec<pb::Assign> {
+    // Each has a tag and its length beside it.
+    const BESIDE: usize = 16;
+    let (mut messages, mut room) = (Vec::<pb::Assign>::new(), 0);
+    for start in starts {
+        let bytes = start.encoded_len() + BESIDE;
+        match messages.last_mut().filter(|_| bytes <= room) {
+            Some(message) => message.starts.push(start),
+            None => {
+                messages.push(pb::Assign { starts: vec![start] });
+                room = MAX_MESSAGE - BESIDE;
+            }
+        }
+        room = room.saturating_sub(bytes);
+    }
+    messages
 }
 
 impl pb::AttemptProgress {
@@ -219,8 +240,22 @@ mod tests {
             inputs: produced().checkpoints,
             handover: Some(Handover { state: produced().checkpoints[0], produced: produced() }),
         };
-        let message = assign(attempt, given.clone()).expect("serialises");
+        let message = start(attempt, given.clone()).expect("serialises");
         assert_eq!(assignment(message), Ok((attempt, given)));
+    }
+
+    #[test]
+    fn a_pack_is_one_message_unless_it_is_too_large() {
+        let start = |bytes| pb::Start { work: "x".repeat(bytes), ..pb::Start::default() };
+        let sizes = |starts: &[usize]| {
+            let messages = assign(starts.iter().copied().map(start).collect());
+            assert!(messages.iter().all(|m| m.encoded_len() + 8 <= MAX_MESSAGE));
+            messages.iter().map(|m| m.starts.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(&[10, 0, 1000]), [3]);
+        assert_eq!(sizes(&[MAX_MESSAGE / 2, MAX_MESSAGE / 3, MAX_MESSAGE / 3, 5]), [2, 2]);
+        assert_eq!(sizes(&[MAX_MESSAGE - 100, 100, 5]), [1, 2]);
+        assert_eq!(sizes(&[]), [0; 0]);
     }
 
     #[test]

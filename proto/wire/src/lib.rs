@@ -8,7 +8,7 @@ pub mod pb {
 mod convert;
 mod metrics;
 
-pub use convert::{BadMessage, assign, assignment, attempt, digest};
+pub use convert::{BadMessage, assign, assignment, attempt, digest, start};
 
 /// The version that server and workers must share.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

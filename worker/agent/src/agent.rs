@@ -7,8 +7,8 @@ use crate::{
     data_dir::{DataDir, Identity},
     error::AgentError,
     link::Event,
+    pack::{self, Seat},
     phase::{LAST_WORDS, Phase},
-    spool::Spool,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -78,7 +78,7 @@ impl Agent {
         (slots, threads_per_slot): (usize, usize),
     ) -> Result<Self, AgentError> {
         let identity = dir.identity()?;
-        let spooled = reclaimable(&identity, &workshop.spool, spooled);
+        let spooled = workshop.spool.reclaimable(&identity, spooled);
         let greeting = pb::Hello {
             name: config.name.clone(),
             host: host(),
@@ -90,6 +90,8 @@ impl Agent {
             nonce: identity.nonce,
             worker_id: identity.worker_id,
             attempts: vec![],
+            stack: config.stack,
+            stack_bytes: config.stack_bytes_of(slots),
         };
         let held = spooled.into_iter().map(|a| (a, Held::Spooled { sent: false, progress: Progress::default() }));
         Ok(Self {
@@ -231,7 +233,14 @@ impl Agent {
     }
 
     fn on_assign(&mut self, assign: pb::Assign) {
-        let Some(attempt) = assign.attempt.map(AttemptRef::from) else {
+        let seats = pack::seats(assign.starts.len(), &self.workshop);
+        for (start, seat) in assign.starts.into_iter().zip(seats) {
+            self.on_start(start, seat);
+        }
+    }
+
+    fn on_start(&mut self, start: pb::Start, seat: Seat) {
+        let Some(attempt) = start.attempt.map(AttemptRef::from) else {
             return tracing::warn!("the server assigned something without its attempt");
         };
         if self.held.contains_key(&attempt) {
@@ -243,10 +252,10 @@ impl Agent {
         }
         self.held.insert(attempt, Held::Running(control.clone()));
         let workshop = self.workshop.clone();
-        match taskvec_wire::assignment(assign) {
+        match taskvec_wire::assignment(start) {
             Ok((_, assignment)) => {
                 tracing::info!("{attempt} ({}) begins", assignment.work.kind());
-                self.tasks.spawn(attempt::run(workshop, attempt, assignment, control));
+                self.tasks.spawn(attempt::run(workshop, attempt, assignment, control, seat));
             }
             Err(error) => {
                 self.tasks.spawn(attempt::refuse(workshop, attempt, error.to_string(), control));
@@ -254,10 +263,10 @@ impl Agent {
         }
     }
 
-    /// A server gives one attempt per slot. Some more can be here while stopped or ended ones are being cleared away;
-    /// many more are a fault of the server and given back.
+    /// A server gives each slot no more attempts than it takes. Some more can be here while stopped or ended ones are being
+    /// cleared away; many more are a fault of the server and given back.
     fn most_held(&self) -> usize {
-        4 * self.greeting.slots as usize + 16
+        4 * self.greeting.slots as usize * self.greeting.stack as usize + 16
     }
 
     fn on_stop(&mut self, attempt: AttemptRef, reason: &str) {
@@ -392,19 +401,6 @@ impl Agent {
         self.workshop.slots.idle(LAST_WORDS).await;
         tracing::info!("left");
     }
-}
-
-/// The spooled outcomes that the server still takes from this worker. Those of a worker that drained belong to nobody:
-/// their jobs have been given to others.
-fn reclaimable(identity: &Identity, spool: &Spool, spooled: BTreeSet<AttemptRef>) -> BTreeSet<AttemptRef> {
-    if identity.worker_id != 0 {
-        return spooled;
-    }
-    for attempt in spooled {
-        tracing::warn!("the spooled outcome of {attempt} belongs to a worker that is gone; it is dropped");
-        spool.remove(attempt);
-    }
-    BTreeSet::new()
 }
 
 async fn sleep_until(alarm: Option<Instant>) {

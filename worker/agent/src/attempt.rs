@@ -7,8 +7,9 @@ use crate::{
     control::{Control, Rate, Wish},
     log::AttemptLog,
     models,
-    sink::{AttemptSink, Kept, Upload},
-    slots::{Panicked, Slot, Slots},
+    pack::{Fate, Lost, Ready, Seat},
+    sink::{AttemptSink, Computed, Kept, Upload},
+    slots::Slots,
     spool::Spool,
 };
 use prost::Message;
@@ -18,7 +19,7 @@ use taskvec_model::{
     job::{Assignment, CheckpointRef, Failure, Handover, JobWork, Produced, Purpose, Retry},
     metric::Metrics,
 };
-use taskvec_science::{Executed, Inputs, Models, ScienceError, Sink};
+use taskvec_science::{Executed, Inputs, Member, Models, ScienceError, Sink};
 use taskvec_wire::{
     MAX_MESSAGE,
     pb::{self, WorkerMessage, worker_message},
@@ -35,9 +36,17 @@ const SPOOL_RETRY: Duration = Duration::from_secs(1);
 pub trait Execute: Send + Sync + 'static {
     /// Called on a thread of the slot's rayon pool. May panic.
     fn execute(&self, work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<Executed, ScienceError>;
+
+    /// Computes all jobs of a slot, and tells each sink how its job ended. Called in the same way.
+    fn execute_stack(&self, members: Vec<Member>) {
+        for Member { work, inputs, mut sink } in members {
+            let how = self.execute(&work, &inputs, &mut *sink);
+            sink.ended(how);
+        }
+    }
 }
 
-/// [`taskvec_science::execute`].
+/// [`taskvec_science::execute`] and [`taskvec_science::execute_stack`].
 #[derive(Default)]
 pub struct Science {
     /// Shared by all slots.
@@ -47,6 +56,10 @@ pub struct Science {
 impl Execute for Science {
     fn execute(&self, work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<Executed, ScienceError> {
         taskvec_science::execute(work, inputs, &self.models, sink)
+    }
+
+    fn execute_stack(&self, members: Vec<Member>) {
+        taskvec_science::execute_stack(members, &self.models);
     }
 }
 
@@ -80,6 +93,7 @@ pub async fn run(
     attempt: AttemptRef,
     assignment: Assignment,
     control: Arc<Control>,
+    seat: Seat,
 ) -> (AttemptRef, Ended) {
     let log = Arc::new(AttemptLog::new(std::time::Instant::now()));
     log.add(&format!("{attempt}: {} on worker {}", assignment.work.kind(), workshop.name));
@@ -87,7 +101,7 @@ pub async fn run(
     let outcome = tokio::select! {
         biased;
         _ = life.control.until(Wish::Release) => life.released(),
-        outcome = life.compute() => outcome,
+        outcome = life.compute(seat) => outcome,
     };
     end(&life.workshop, attempt, outcome, &life.control, &life.log).await
 }
@@ -156,14 +170,12 @@ struct Life {
     log: Arc<AttemptLog>,
 }
 
-/// A job that is ready to compute.
-struct Prepared {
-    inputs: Inputs,
-    pins: Vec<Pinned>,
-    slot: Slot,
+/// A job that computes.
+struct Running {
+    done: oneshot::Receiver<Computed>,
+    fate: Fate,
+    uploads: mpsc::Receiver<Upload>,
 }
-
-type Computed = (Result<Executed, ScienceError>, Kept);
 
 impl Life {
     /// Given back without anything new. What an earlier attempt had handed over is passed on.
@@ -171,40 +183,44 @@ impl Life {
         Outcome::Released(self.assignment.handover.clone())
     }
 
-    async fn compute(&self) -> Outcome {
-        let prepared = tokio::select! {
+    async fn compute(&self, seat: Seat) -> Outcome {
+        let begun = tokio::select! {
             biased;
             _ = self.control.until(Wish::HandOver) => return self.released(),
-            prepared = self.prepare() => prepared,
+            begun = self.begin(seat) => begun,
         };
-        let (running, uploads) = match prepared {
-            Ok(prepared) => self.start(prepared),
-            Err(failure) => return Outcome::Failed(failure),
+        let Running { mut done, fate, uploads } = match begun {
+            Ok(running) => running,
+            Err(outcome) => return outcome,
         };
         let uploading = self.upload(uploads);
-        tokio::pin!(uploading, running);
+        tokio::pin!(uploading);
         let computed = tokio::select! {
-            computed = &mut running => match computed {
-                Ok(Ok((Ok(executed), kept))) => match uploading.await {
-                    Ok(()) => Ok(Ok((Ok(executed), kept))),
+            computed = &mut done => match computed {
+                Ok((Ok(executed), kept)) => match uploading.await {
+                    Ok(()) => Ok((Ok(executed), kept)),
                     Err(error) => return Outcome::Failed(blob_failure(&error)),
                 },
                 other => other,
             },
             uploaded = &mut uploading => match uploaded {
-                Ok(()) => running.await,
+                Ok(()) => done.await,
                 Err(error) => return Outcome::Failed(blob_failure(&error)),
             },
         };
-        self.conclude(computed)
+        match computed {
+            Ok(computed) => self.conclude(computed),
+            Err(_) => self.lost(fate.lost().await),
+        }
     }
 
-    /// Fetches the inputs and the model, then waits for a slot.
-    async fn prepare(&self) -> Result<Prepared, Failure> {
+    /// Fetches the inputs and the model, then waits for the others of its pack and for a slot.
+    async fn begin(&self, seat: Seat) -> Result<Running, Outcome> {
         let mut inputs = Inputs::default();
         let mut pins = Vec::new();
         for checkpoint in self.wanted_inputs() {
-            let file = self.workshop.blobs.fetch(&checkpoint).await.map_err(|e| blob_failure(&e))?;
+            let fetched = self.workshop.blobs.fetch(&checkpoint).await;
+            let file = fetched.map_err(|e| Outcome::Failed(blob_failure(&e)))?;
             self.log
                 .add(&format!("input: step {} ({}), {}", checkpoint.step, checkpoint.purpose, checkpoint.blob.digest));
             let path = Some(file.path().to_owned());
@@ -214,9 +230,15 @@ impl Life {
             }
             pins.push(file);
         }
-        models::bring(&self.assignment.work, &self.log).await?;
-        let slot = self.workshop.slots.take().await.map_err(|e| retryable(e.to_string()))?;
-        Ok(Prepared { inputs, pins, slot })
+        models::bring(&self.assignment.work, &self.log).await.map_err(Outcome::Failed)?;
+        let (sink, done, uploads) = self.sink(pins);
+        let job = Ready { work: self.assignment.work.clone(), inputs, sink };
+        let (count, fate) = seat.begin(job).await.map_err(|lost| self.lost(lost))?;
+        match count {
+            0 | 1 => self.log.add("computing"),
+            _ => self.log.add(&format!("computing, {count} jobs in one slot")),
+        }
+        Ok(Running { done, fate, uploads })
     }
 
     /// A handover's state stands in for the segment's own starting point.
@@ -226,12 +248,13 @@ impl Life {
         self.assignment.inputs.iter().filter(|c| !replaced(c)).copied().chain(handed).collect()
     }
 
-    fn start(&self, prepared: Prepared) -> (oneshot::Receiver<Result<Computed, Panicked>>, mpsc::Receiver<Upload>) {
+    fn sink(&self, pins: Vec<Pinned>) -> (AttemptSink, oneshot::Receiver<Computed>, mpsc::Receiver<Upload>) {
         let (uploads, queue) = mpsc::channel(QUEUED_UPLOADS);
-        let Prepared { inputs, pins, slot } = prepared;
-        let (execute, work) = (self.workshop.execute.clone(), self.assignment.work.clone());
-        let mut sink = AttemptSink {
-            kind: work.kind(),
+        let (done, ended) = oneshot::channel();
+        let sink = AttemptSink {
+            _pins: pins,
+            done,
+            kind: self.assignment.work.kind(),
             control: self.control.clone(),
             cache: self.workshop.blobs.cache().clone(),
             uploads,
@@ -240,13 +263,7 @@ impl Life {
             rate: Rate::default(),
             milestone: 0,
         };
-        self.log.add("computing");
-        let running = slot.run(move || {
-            let _pins = pins;
-            let result = execute.execute(&work, &inputs, &mut sink);
-            (result, sink.kept)
-        });
-        (running, queue)
+        (sink, ended, queue)
     }
 
     /// Uploads until the job writes no more checkpoints.
@@ -257,22 +274,27 @@ impl Life {
         Ok(())
     }
 
-    fn conclude(&self, computed: Result<Result<Computed, Panicked>, oneshot::error::RecvError>) -> Outcome {
-        match computed {
-            Ok(Ok((Ok(Executed::Finished(metrics)), kept))) => Outcome::Finished(self.produced(metrics, kept)),
-            Ok(Ok((Ok(Executed::Stopped { at }), mut kept))) => {
+    fn conclude(&self, (how, mut kept): Computed) -> Outcome {
+        match how {
+            Ok(Executed::Finished(metrics)) => Outcome::Finished(self.produced(metrics, kept)),
+            Ok(Executed::Stopped { at }) => {
                 // The state is what the next attempt starts from, not a result of the job.
                 kept.checkpoints.retain(|c| *c != at);
                 Outcome::Released(Some(Handover { state: at, produced: self.produced(Metrics::default(), kept) }))
             }
-            Ok(Ok((Err(ScienceError::Stopped), _))) => self.released(),
-            Ok(Ok((Err(error), _))) => Outcome::Failed(Failure { retry: error.retry(), reason: error.to_string() }),
-            Ok(Err(panicked)) => {
-                self.log.add(&panicked.backtrace);
-                Outcome::Failed(retryable(panicked.to_string()))
-            }
-            Err(_) => Outcome::Failed(retryable("the slot lost the job; this is a fault in the worker".into())),
+            Err(ScienceError::Stopped) => self.released(),
+            Err(error) => Outcome::Failed(Failure { retry: error.retry(), reason: error.to_string() }),
         }
+    }
+
+    fn lost(&self, why: Lost) -> Outcome {
+        Outcome::Failed(retryable(match why {
+            Lost::Panicked(panicked) => {
+                self.log.add(&panicked.backtrace);
+                panicked.to_string()
+            }
+            Lost::Slot(why) => why,
+        }))
     }
 
     /// All of the job's rows and checkpoints: those handed over by an earlier attempt first.

@@ -24,6 +24,10 @@ pub struct WorkerConfig {
     pub slots: usize,
     /// CPU threads of all slots together. None: the cores of this machine that no other worker has claimed.
     pub threads: Option<usize>,
+    /// Runs that are trained together in one slot, where the server finds some of one shape; 1: each has a slot for itself.
+    pub stack: u32,
+    /// Bytes that the runs of one slot may take together. None: half of the machine's memory, divided by the slots.
+    pub stack_bytes: Option<u64>,
     /// The cache is kept below this, apart from what is in use.
     pub cache_bytes: u64,
     pub backoff: Backoff,
@@ -44,6 +48,8 @@ impl WorkerConfig {
             devices: vec!["cpu".into()],
             slots: 1,
             threads: None,
+            stack: 1,
+            stack_bytes: None,
             cache_bytes: CACHE_BYTES,
             backoff: Backoff::default(),
             drain_grace: Duration::from_secs(20),
@@ -67,6 +73,9 @@ impl WorkerConfig {
         if self.slots == 0 {
             return wrong("slots must be at least 1");
         }
+        if self.stack == 0 {
+            return wrong("stack must be at least 1: that many runs share a slot");
+        }
         match self.threads {
             Some(threads) if threads < self.slots => Err(AgentError::Config(format!(
                 "{} slots need at least as many threads, but threads is {threads}; raise threads or lower slots",
@@ -75,6 +84,18 @@ impl WorkerConfig {
             _ => Ok(()),
         }
     }
+}
+
+impl WorkerConfig {
+    pub(crate) fn stack_bytes_of(&self, slots: usize) -> u64 {
+        self.stack_bytes.unwrap_or_else(|| machine_bytes() / 2 / slots.max(1) as u64)
+    }
+}
+
+/// The memory of this machine.
+pub fn machine_bytes() -> u64 {
+    let found = rustix::system::sysinfo();
+    found.totalram.saturating_mul(found.mem_unit.into())
 }
 
 /// Waiting times between tries: doubling from `first` up to `max`.
@@ -148,6 +169,7 @@ mod tests {
         assert!(refused(|c| c.devices = vec!["gpu".into()]).contains("`gpu`"));
         assert!(refused(|c| c.devices = vec![]).contains("exactly one device"));
         assert!(refused(|c| c.slots = 0).contains("slots"));
+        assert!(refused(|c| c.stack = 0).contains("at least 1"));
         assert!(
             refused(|c| {
                 c.slots = 3;
@@ -155,6 +177,16 @@ mod tests {
             })
             .contains("raise threads")
         );
+    }
+
+    #[test]
+    fn slots_share_the_memory_unless_told_otherwise() {
+        let mut config = config();
+        let one = config.stack_bytes_of(1);
+        assert!(one > 64 << 20, "{one}");
+        assert_eq!(config.stack_bytes_of(4), one / 4);
+        config.stack_bytes = Some(7);
+        assert_eq!(config.stack_bytes_of(4), 7);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! [`agent`](self) is organised around one decider (`agent.rs`) that hears from the connection (`link.rs`), from the
 //! attempts (`attempt.rs`) and from the operating system. An attempt fetches its inputs (`blobs.rs`, `cache.rs`) and its
-//! model (`models.rs`), computes in a slot (`slots.rs`, `sink.rs`), uploads its checkpoints meanwhile and leaves its
+//! model (`models.rs`), computes in a slot, alone or with others (`pack.rs`, `slots.rs`, `sink.rs`), uploads its checkpoints meanwhile and leaves its
 //! outcome in the `spool.rs`, where it stays until the server has answered. Losing the connection changes nothing for what
 //! is being computed.
 //!
@@ -22,13 +22,14 @@ mod error;
 mod link;
 mod log;
 mod models;
+mod pack;
 mod phase;
 mod sink;
 mod slots;
 mod spool;
 
 pub use attempt::{Execute, Science};
-pub use config::{Backoff, Secret, WorkerConfig, host};
+pub use config::{Backoff, Secret, WorkerConfig, host, machine_bytes};
 pub use error::AgentError;
 pub use taskvec_science::prepare_process;
 

@@ -14,9 +14,9 @@ use taskvec_model::{
     job::{CheckpointRef, JobKind, Progress, Purpose},
     metric::TrainLoss,
 };
-use taskvec_science::{Control as Go, ScienceError, Sink, WriteCheckpoint};
+use taskvec_science::{Control as Go, Executed, MemberSink, ScienceError, Sink, WriteCheckpoint};
 use taskvec_wire::CHUNK_BYTES;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// How often, at most, a job's progress is written into its log: ten times.
 const MILESTONES: u64 = 10;
@@ -34,7 +34,14 @@ pub struct Kept {
     pub checkpoints: Vec<CheckpointRef>,
 }
 
+/// How a job ended, and what went through its sink.
+pub type Computed = (Result<Executed, ScienceError>, Kept);
+
 pub struct AttemptSink {
+    /// Inputs that the cache must keep while the job runs.
+    pub _pins: Vec<Pinned>,
+    /// Nobody listens when the attempt was given up.
+    pub done: oneshot::Sender<Computed>,
     pub kind: JobKind,
     pub control: Arc<Control>,
     pub cache: Arc<Cache>,
@@ -103,5 +110,12 @@ impl Sink for AttemptSink {
 
     fn train_loss(&mut self, row: TrainLoss) {
         self.kept.train_loss.push(row);
+    }
+}
+
+impl MemberSink for AttemptSink {
+    fn ended(self: Box<Self>, how: Result<Executed, ScienceError>) {
+        let Self { done, kept, .. } = *self;
+        let _ = done.send((how, kept));
     }
 }

@@ -4,7 +4,7 @@
 //! checkpoint it names is stored on the server, so that it can be sent again by a later process.
 
 use crate::{
-    data_dir::{remove_unfinished, write_atomically},
+    data_dir::{Identity, remove_unfinished, write_atomically},
     error::{AgentError, AtPath},
 };
 use prost::Message;
@@ -32,6 +32,19 @@ impl Spool {
             held.extend(name.to_str().and_then(parse_name));
         }
         Ok((Self { folder: folder.to_owned() }, held))
+    }
+
+    /// Those of `spooled` that the server still takes from this worker. Outcomes of one that drained belong to nobody: their
+    /// jobs have been given to others.
+    pub fn reclaimable(&self, identity: &Identity, spooled: BTreeSet<AttemptRef>) -> BTreeSet<AttemptRef> {
+        if identity.worker_id != 0 {
+            return spooled;
+        }
+        for attempt in spooled {
+            tracing::warn!("the spooled outcome of {attempt} belongs to a worker that is gone; it is dropped");
+            self.remove(attempt);
+        }
+        BTreeSet::new()
     }
 
     fn path(&self, attempt: AttemptRef) -> PathBuf {

@@ -1,4 +1,5 @@
-//! Steps per second of training, for the quickstart's model and the paper's, and of eight quickstart runs side by side:
+//! Steps per second of training, for the quickstart's model and the paper's, and of eight quickstart runs: side by side, each
+//! by itself, and stacked, as a worker does it in one slot; also stacked, one and eight with a small batch:
 //! `train_speed THREADS [SECONDS [NAME]]`.
 //!
 //! benches/pytorch_train.py measures the same configurations in PyTorch; `make bench` prints both.
@@ -7,8 +8,22 @@ mod common;
 
 use common::{Configuration, PAPER, QUICKSTART};
 use rayon::prelude::*;
-use std::time::Instant;
-use taskvec_science::{ScienceError, train::Trainer};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+use taskvec_model::{
+    id::Digest,
+    job::{BlobRef, CheckpointRef, JobWork, Progress, Purpose},
+    metric::TrainLoss,
+};
+use taskvec_science::{
+    Control, Executed, Inputs, Member, MemberSink, Models, ScienceError, Sink, WriteCheckpoint, execute_stack,
+    train::Trainer,
+};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -27,8 +42,13 @@ fn main() -> Result<(), Failure> {
         }
     }
     if only.is_none_or(|o| o == "quickstart") {
-        let rate = pool.install(|| side_by_side(seconds))?;
-        println!("8 runs     {threads} threads  taskvec {rate:8.2} steps/s, of all runs together");
+        let together = |name: &str, rate: f64| {
+            println!("{name:10} {threads} threads  taskvec {rate:8.2} steps/s, of all runs together");
+        };
+        together("8 runs", pool.install(|| side_by_side(seconds))?);
+        together("8 stacked", pool.install(|| stacked(8, QUICKSTART_BATCH, seconds))?);
+        together("1 small", pool.install(|| stacked(1, SMALL_BATCH, seconds))?);
+        together("8 small", pool.install(|| stacked(8, SMALL_BATCH, seconds))?);
     }
     Ok(())
 }
@@ -46,6 +66,58 @@ fn side_by_side(seconds: f64) -> Result<f64, Failure> {
         steps += 8 * AT_ONCE;
     }
     Ok(f64::from(steps) / start.elapsed().as_secs_f64())
+}
+
+const QUICKSTART_BATCH: u32 = 64;
+/// One piece, which one thread computes.
+const SMALL_BATCH: u32 = 16;
+
+/// The same of runs that a worker has in one slot, with this batch.
+fn stacked(runs: u64, batch: u32, seconds: f64) -> Result<f64, Failure> {
+    let Configuration { model, data, train, checkpoints } = Configuration::parse(QUICKSTART)?;
+    let (steps, start) = (Arc::new(AtomicU64::new(0)), Instant::now());
+    let member = |seed| {
+        let (model, data, mut train, checkpoints) = (model.clone(), data.clone(), train.clone(), checkpoints.clone());
+        (train.steps, train.batch) = (1_000_000, batch);
+        let work = JobWork::Train { seed, model, data, train, checkpoints, from: 0, to: 1_000_000 };
+        let sink = Box::new(Until { start, seconds, done: 0, steps: steps.clone() });
+        Member { work, inputs: Inputs::default(), sink }
+    };
+    execute_stack((0..runs).map(member).collect(), &Models::default());
+    Ok(steps.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Stops its run after some seconds, and counts its steps.
+struct Until {
+    start: Instant,
+    seconds: f64,
+    done: u64,
+    steps: Arc<AtomicU64>,
+}
+
+impl Sink for Until {
+    fn progress(&mut self, progress: Progress) -> Control {
+        self.done = progress.done;
+        if self.start.elapsed().as_secs_f64() < self.seconds { Control::Continue } else { Control::Stop }
+    }
+
+    fn checkpoint(
+        &mut self,
+        step: u64,
+        purpose: Purpose,
+        _: &mut WriteCheckpoint<'_>,
+    ) -> Result<CheckpointRef, ScienceError> {
+        let blob = BlobRef { digest: Digest([0; 32]), bytes: 0 };
+        Ok(CheckpointRef { step, purpose, blob })
+    }
+
+    fn train_loss(&mut self, _: TrainLoss) {}
+}
+
+impl MemberSink for Until {
+    fn ended(self: Box<Self>, _: Result<Executed, ScienceError>) {
+        self.steps.fetch_add(self.done, Ordering::Relaxed);
+    }
 }
 
 /// Steps per second over at least `seconds`, after a warm-up of a tenth of that.

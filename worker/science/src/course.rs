@@ -41,36 +41,79 @@ impl Course {
     fn logs(&self, step: u64) -> bool {
         step == 1 || step == self.steps || step.is_multiple_of(self.log_every.max(1))
     }
+
+    fn analyses(&self, step: u64) -> bool {
+        self.analysed.binary_search(&step).is_ok()
+    }
+
+    /// Updates from `step` to the next one after which a row or a checkpoint is kept; at least 1.
+    pub fn updates_to_next_event(&self, step: u64) -> u64 {
+        let next = (step + 1..self.to).find(|step| self.logs(*step) || self.analyses(*step));
+        next.unwrap_or(self.to).saturating_sub(step).max(1)
+    }
+}
+
+/// A course under way: what is trained and what advances it are the caller's.
+pub(crate) struct Voyage {
+    pub course: Course,
+    clock: Clock,
+}
+
+impl Voyage {
+    /// # Errors
+    /// Whatever the sink returns.
+    pub fn begin(course: Course, training: &dyn Training, sink: &mut dyn Sink) -> Result<Self, ScienceError> {
+        if course.fresh {
+            training.save(Purpose::Weights, sink)?;
+        }
+        Ok(Self { course, clock: Clock::start(training.step()) })
+    }
+
+    /// What follows an update before which the loss was `loss`. Several updates may have been made since the last call, as
+    /// long as [`Course::updates_to_next_event`] is kept. The outcome, when this was the last one or the sink asks for a stop.
+    ///
+    /// # Errors
+    /// Whatever the sink returns.
+    pub fn after_update(
+        &mut self,
+        loss: f64,
+        training: &dyn Training,
+        sink: &mut dyn Sink,
+    ) -> Result<Option<Executed>, ScienceError> {
+        let (course, step) = (&self.course, training.step());
+        if course.logs(step) {
+            let sequences_per_second = self.clock.since_last_row(step) * f64::from(course.batch);
+            let learning_rate = training.learning_rate(step);
+            sink.train_loss(TrainLoss { step, loss, learning_rate, sequences_per_second });
+        }
+        if course.analyses(step) {
+            training.save(Purpose::Weights, sink)?;
+        }
+        let per_second = self.clock.since_start(step);
+        let progress = Progress { done: step, total: course.steps, per_second, loss: Some(loss) };
+        if sink.progress(progress) == Control::Stop && step < course.to {
+            return Ok(Some(Executed::Stopped { at: training.save(Purpose::Resume, sink)? }));
+        }
+        if step < course.to {
+            return Ok(None);
+        }
+        training.save(Purpose::Resume, sink)?;
+        Ok(Some(Executed::Finished(Metrics::default())))
+    }
 }
 
 /// Trains up to the end of the segment, or until the sink asks for a stop.
 ///
 /// # Errors
 /// Whatever a step or the sink returns.
-pub(crate) fn run(course: &Course, training: &mut dyn Training, sink: &mut dyn Sink) -> Result<Executed, ScienceError> {
-    if course.fresh {
-        training.save(Purpose::Weights, sink)?;
-    }
-    let mut clock = Clock::start(training.step());
-    while training.step() < course.to {
+pub(crate) fn run(course: Course, training: &mut dyn Training, sink: &mut dyn Sink) -> Result<Executed, ScienceError> {
+    let mut voyage = Voyage::begin(course, training, sink)?;
+    loop {
         let loss = training.advance()?;
-        let step = training.step();
-        if course.logs(step) {
-            let sequences_per_second = clock.since_last_row(step) * f64::from(course.batch);
-            let learning_rate = training.learning_rate(step);
-            sink.train_loss(TrainLoss { step, loss, learning_rate, sequences_per_second });
-        }
-        if course.analysed.binary_search(&step).is_ok() {
-            training.save(Purpose::Weights, sink)?;
-        }
-        let per_second = clock.since_start(step);
-        let progress = Progress { done: step, total: course.steps, per_second, loss: Some(loss) };
-        if sink.progress(progress) == Control::Stop && step < course.to {
-            return Ok(Executed::Stopped { at: training.save(Purpose::Resume, sink)? });
+        if let Some(executed) = voyage.after_update(loss, training, sink)? {
+            return Ok(executed);
         }
     }
-    training.save(Purpose::Resume, sink)?;
-    Ok(Executed::Finished(Metrics::default()))
 }
 
 /// A loss that is this many times the one of who knows nothing shows that training has diverged: Adam can then wander at

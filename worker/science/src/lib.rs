@@ -19,6 +19,7 @@ mod models;
 pub mod optim;
 pub mod rng;
 mod selftest;
+mod stack;
 pub mod task;
 pub mod tokenizer;
 pub mod train;
@@ -27,6 +28,7 @@ pub use error::ScienceError;
 pub use execute::execute;
 pub use forward::forward_file;
 pub use models::Models;
+pub use stack::{Member, MemberSink, execute_stack};
 /// To be called first in `main` by every process that trains.
 pub use taskvec_kernels::process::prepare as prepare_process;
 

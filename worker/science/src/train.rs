@@ -46,20 +46,20 @@ pub fn train_segment(
     resume: Option<&Path>,
     sink: &mut dyn Sink,
 ) -> Result<Executed, ScienceError> {
-    let mut trainer = match resume {
-        Some(path) => Trainer::resume(segment, path)?,
-        None if segment.from == 0 => Trainer::fresh(segment)?,
-        None => return Err(ScienceError::MissingInput(Purpose::Resume)),
-    };
-    let TrainSpec { steps, batch, log_every, .. } = *segment.train;
-    let analysed = segment.checkpoints.analysis_steps(steps);
-    let course = Course { steps, batch, log_every, analysed, to: segment.to, fresh: resume.is_none() };
-    course::run(&course, &mut trainer, sink)
+    let mut trainer = Trainer::open(segment, resume)?;
+    course::run(segment.course(resume.is_none()), &mut trainer, sink)
 }
 
 impl Segment<'_> {
     fn identity(&self) -> Identity {
         Identity { seed: self.seed, model: self.model.clone(), data: self.data.clone() }
+    }
+
+    /// `fresh`: it starts from initialisation.
+    pub(crate) fn course(&self, fresh: bool) -> Course {
+        let TrainSpec { steps, batch, log_every, .. } = *self.train;
+        let analysed = self.checkpoints.analysis_steps(steps);
+        Course { steps, batch, log_every, analysed, to: self.to, fresh }
     }
 }
 
@@ -73,13 +73,22 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
+    /// From the resume checkpoint, which is at a step in [from, to); without one from initialisation, where the segment
+    /// begins there.
+    pub(crate) fn open(segment: &Segment<'a>, resume: Option<&Path>) -> Result<Self, ScienceError> {
+        match resume {
+            Some(path) => Self::resume(segment, path),
+            None if segment.from == 0 => Self::fresh(segment),
+            None => Err(ScienceError::MissingInput(Purpose::Resume)),
+        }
+    }
+
     /// Before the first step.
     pub fn fresh(segment: &Segment<'a>) -> Result<Self, ScienceError> {
         let network = Transformer::init(segment.model, segment.data, segment.seed, &Device::Cpu)?;
         Self::at(segment, &network, None, 0)
     }
 
-    /// From a resume checkpoint at a step in [from, to).
     fn resume(segment: &Segment<'a>, path: &Path) -> Result<Self, ScienceError> {
         let saved = checkpoint::read_of(path, &segment.identity(), Purpose::Resume, &Device::Cpu)?;
         let step = saved.header.step;
@@ -100,6 +109,13 @@ impl<'a> Trainer<'a> {
         let optimizer = (optim::adam(&train.optimizer), train.clip_norm);
         let engine = Engine::new(network, moments, optimizer, train.batch as usize, train.precision)?;
         Ok(Self { segment: *segment, engine, step, last_loss: None })
+    }
+
+    /// Floating-point operations of an update, roughly: three passes of a product and a sum by token and parameter.
+    pub(crate) fn flops_per_update(&self) -> u64 {
+        let DataSpec::SparseLinear(data) = self.segment.data;
+        let tokens = u64::from(self.segment.train.batch) * 2 * u64::from(data.examples);
+        6 * tokens * self.engine.parameters() as u64
     }
 
     /// The model as it is now.

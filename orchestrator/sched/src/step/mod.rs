@@ -34,7 +34,7 @@ pub fn step(state: &mut State, event: Event, now: Millis) -> Vec<Effect> {
         Event::SetPriority(sweep, priority) => control::set_priority(&mut step, sweep, priority),
         Event::Retry { sweep, jobs } => rerun::sweep(&mut step, &sweep, jobs),
         Event::RetryJob { job, sweep, jobs } => rerun::job(&mut step, job, &sweep, jobs),
-        Event::WorkerHello { worker, slots, attempts } => worker::hello(&mut step, worker, slots, &attempts),
+        Event::WorkerHello { worker, capacity, attempts } => worker::hello(&mut step, worker, capacity, &attempts),
         Event::WorkerLost(worker) => worker::lost(&mut step, worker),
         Event::WorkerDraining(worker) => worker::draining(&mut step, worker),
         Event::WorkerLeft(worker) => worker::left(&mut step, worker),

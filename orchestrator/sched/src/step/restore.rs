@@ -8,7 +8,7 @@ use crate::{
 use std::collections::{BTreeMap, BTreeSet};
 use taskvec_model::{
     id::{AttemptRef, JobId, SweepId},
-    schedule::{Change, JobInfo, Snapshot, SweepInfo},
+    schedule::{Capacity, Change, JobInfo, Snapshot, SweepInfo},
     state::{AttemptState, JobState, WorkerState},
 };
 
@@ -17,8 +17,7 @@ pub(crate) fn restore(state: &mut State, snapshot: Snapshot) -> Vec<Effect> {
     let mut step = Step::new(state);
     for worker in snapshot.workers.into_iter().filter(|w| w.state != WorkerState::Left) {
         let draining = worker.state == WorkerState::Draining;
-        let found = Worker { slots: worker.slots, connected: false, draining, running: BTreeSet::new() };
-        step.state.workers.insert(worker.id, found);
+        step.state.workers.insert(worker.id, Worker::new(alone(worker.slots), draining));
         if worker.state == WorkerState::Connected {
             step.persist(Change::SetWorker { worker: worker.id, state: WorkerState::Lost });
         }
@@ -86,6 +85,7 @@ pub(super) fn admit(state: &mut State, sweep: &SweepInfo, jobs: Vec<JobInfo>) {
         jobs: BTreeSet::new(),
         counts: Counts::default(),
         ready: BTreeSet::new(),
+        packs: BTreeMap::new(),
     };
     state.sweeps.insert(sweep.id, found);
     // Also where there are no jobs at all.
@@ -97,6 +97,7 @@ pub(super) fn admit(state: &mut State, sweep: &SweepInfo, jobs: Vec<JobInfo>) {
             sweep: sweep.id,
             run: info.run,
             key: info.key,
+            pack: info.pack,
             needs: info.needs,
             dependants: Vec::new(),
             unfinished: 0,
@@ -116,7 +117,7 @@ fn phase_of(state: &mut State, info: &JobInfo) -> Phase {
         JobState::Waiting => Phase::Waiting,
         JobState::Ready => Phase::Ready,
         JobState::Running => running(state, info).unwrap_or(Phase::Ready),
-        JobState::Done => Phase::Done { worker: info.worker },
+        JobState::Done => Phase::Done { worker: info.slot.map(|slot| slot.worker) },
         JobState::Failed => Phase::Failed { reason: None },
         JobState::Skipped => Phase::Skipped { reason: None },
         JobState::Cancelled => Phase::Cancelled,
@@ -125,14 +126,19 @@ fn phase_of(state: &mut State, info: &JobInfo) -> Phase {
 
 /// None where this cannot be: nobody runs it, or other work of the same key has the turn.
 fn running(state: &mut State, info: &JobInfo) -> Option<Phase> {
-    let worker = info.worker?;
+    let slot = info.slot?;
     if state.keys.get(&info.key).is_some_and(|twins| twins.turn.is_some()) {
         return None;
     }
-    let unknown = Worker { slots: 0, connected: false, draining: false, running: BTreeSet::new() };
-    let found = state.workers.entry(worker).or_insert(unknown);
-    found.slots = found.slots.max(found.running.len() as u32 + 1);
-    Some(Phase::Running(state.inherited_lease(worker)))
+    let found = state.workers.entry(slot.worker).or_insert_with(|| Worker::new(alone(0), false));
+    let others = found.occupied.keys().filter(|number| **number != slot.number).count() as u32;
+    found.capacity.slots = found.capacity.slots.max(others + 1);
+    Some(Phase::Running(state.inherited_lease(slot)))
+}
+
+/// Until the worker says what it takes.
+fn alone(slots: u32) -> Capacity {
+    Capacity { slots, stack: 1, stack_bytes: 0 }
 }
 
 fn link(state: &mut State, id: JobId) {

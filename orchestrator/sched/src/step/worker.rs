@@ -9,15 +9,14 @@ use std::collections::BTreeSet;
 use taskvec_model::{
     id::{AttemptRef, JobId, WorkerId},
     job::{Failure, Retry},
-    schedule::Change,
+    schedule::{Capacity, Change},
     state::{AttemptState, WorkerState},
 };
 
 /// The newest connection of a worker counts.
-pub(super) fn hello(step: &mut Step<'_>, id: WorkerId, slots: u32, attempts: &[AttemptRef]) {
+pub(super) fn hello(step: &mut Step<'_>, id: WorkerId, capacity: Capacity, attempts: &[AttemptRef]) {
     let known = step.state.worker_state(id);
-    let new = Worker { slots, connected: false, draining: false, running: BTreeSet::new() };
-    step.state.workers.entry(id).or_insert(new);
+    step.state.workers.entry(id).or_insert_with(|| Worker::new(capacity, false));
     step.state.with_worker(id, |worker| worker.connected = true);
     match known {
         Some(WorkerState::Connected) => {}
@@ -33,7 +32,9 @@ pub(super) fn hello(step: &mut Step<'_>, id: WorkerId, slots: u32, attempts: &[A
         }
     }
     // What runs there has its slot, whatever the worker says of their number.
-    step.state.with_worker(id, |worker| worker.slots = slots.max(worker.running.len() as u32));
+    step.state.with_worker(id, |worker| {
+        worker.capacity = Capacity { slots: capacity.slots.max(worker.occupied.len() as u32), ..capacity };
+    });
 }
 
 pub(super) fn lost(step: &mut Step<'_>, id: WorkerId) {

@@ -3,7 +3,9 @@
 use taskvec_model::{
     id::{AttemptRef, Digest, JobId, JobKey, RunId, SweepId, WorkerId},
     job::{Failure, Retry},
-    schedule::{Change, JobInfo, Millis, Snapshot, SweepInfo},
+    pack::PackKey,
+    schedule::{Capacity, Change, JobInfo, Millis, SlotRef, Snapshot, SweepInfo},
+    spec::{Arch, Precision, YChannel},
     state::{AttemptState, JobState, SweepState, WorkerState},
 };
 use taskvec_sched::{Config, Effect, Event, Message, State, Verdict, step};
@@ -28,12 +30,50 @@ pub fn job(sweep: i64, id: i64, needs: &[i64]) -> JobInfo {
         sweep: SweepId(sweep),
         run: RunId(1),
         key: key(id as u64),
+        pack: None,
         needs: needs.iter().map(|id| JobId(*id)).collect(),
         state,
         attempts: 0,
         failures: 0,
-        worker: None,
+        slot: None,
     }
+}
+
+/// What jobs that can share a slot have in common: the same number, the same shape.
+pub fn pack(layers: u32) -> PackKey {
+    PackKey {
+        arch: Arch::Gpt2,
+        layers,
+        width: 16,
+        heads: 2,
+        dim: 4,
+        rank: 2,
+        examples: 4,
+        y_channel: YChannel::Shared,
+        batch: 8,
+        precision: Precision::F32,
+        from: 0,
+        to: 100,
+    }
+}
+
+/// Two shapes of jobs that can share slots, with two segments each, and jobs that never do.
+pub fn kind(content: u8) -> Option<PackKey> {
+    let from = 100 * u64::from(content / 3 % 2);
+    match content % 3 {
+        0 => None,
+        layers => Some(PackKey { from, to: from + 100, ..pack(layers.into()) }),
+    }
+}
+
+/// One that can share a slot with others of its shape.
+pub fn packable(layers: u32, info: JobInfo) -> JobInfo {
+    JobInfo { pack: Some(pack(layers)), ..info }
+}
+
+/// A worker that has as much memory as it needs.
+pub fn capacity(slots: u32, stack: u32) -> Capacity {
+    Capacity { slots, stack, stack_bytes: u64::MAX }
 }
 
 pub fn empty() -> State {
@@ -69,7 +109,11 @@ pub fn ids(jobs: &[i64]) -> Vec<JobId> {
 }
 
 pub fn hello(worker: i64, slots: u32, attempts: &[AttemptRef]) -> Event {
-    Event::WorkerHello { worker: WorkerId(worker), slots, attempts: attempts.to_vec() }
+    stacking(worker, capacity(slots, 1), attempts)
+}
+
+pub fn stacking(worker: i64, capacity: Capacity, attempts: &[AttemptRef]) -> Event {
+    Event::WorkerHello { worker: WorkerId(worker), capacity, attempts: attempts.to_vec() }
 }
 
 pub fn heartbeat(worker: i64, attempts: &[AttemptRef]) -> Event {
@@ -88,12 +132,22 @@ pub fn released(worker: i64, attempt: AttemptRef) -> Event {
     Event::Released { worker: WorkerId(worker), attempt }
 }
 
+/// In the worker's first slot.
 pub fn start(job: i64, number: i32, worker: i64) -> Effect {
-    Effect::Persist(Change::Start { attempt: attempt(job, number), worker: WorkerId(worker) })
+    start_in(0, job, number, worker)
+}
+
+pub fn start_in(slot: u32, job: i64, number: i32, worker: i64) -> Effect {
+    let slot = SlotRef { worker: WorkerId(worker), number: slot };
+    Effect::Persist(Change::Start { attempt: attempt(job, number), slot })
 }
 
 pub fn assign(job: i64, number: i32, worker: i64) -> Effect {
-    Effect::Send(Message::Assign { worker: WorkerId(worker), attempt: attempt(job, number) })
+    assign_pack(&[attempt(job, number)], worker)
+}
+
+pub fn assign_pack(attempts: &[AttemptRef], worker: i64) -> Effect {
+    Effect::Send(Message::Assign { worker: WorkerId(worker), attempts: attempts.to_vec() })
 }
 
 pub fn complete(job: i64, number: i32, jobs: &[i64]) -> Effect {

@@ -1,7 +1,10 @@
 //! Simulated workers with spools on a simulated server: crashes, lost connections, late and repeated outcomes, restarts and
 //! failed commits. Whatever happens, every sweep ends as if nothing had, and no work is published twice.
 
-use crate::{build::key, store::Store};
+use crate::{
+    build::{capacity, key, kind},
+    store::Store,
+};
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::FileFailurePersistence};
 use std::{
     collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher},
@@ -10,7 +13,7 @@ use std::{
 use taskvec_model::{
     id::{AttemptRef, JobId, JobKey, RunId, SweepId, WorkerId},
     job::{Failure, Retry},
-    schedule::{JobInfo, Millis, SweepInfo, WorkerInfo},
+    schedule::{Capacity, JobInfo, Millis, SweepInfo, WorkerInfo},
     state::{JobState, SweepState, WorkerState},
 };
 use taskvec_sched::{Config, Effect, Event, Message, State, step};
@@ -24,7 +27,8 @@ enum Action {
     Submit(Vec<(Vec<Index>, u8)>),
     Pause(Index),
     Resume(Index),
-    Join(u32),
+    /// With so many slots, for so many runs each.
+    Join(u32, u32),
     /// The process is gone, with all it held.
     Crash(Index),
     /// `noticed`: the server hears of it before the worker is back.
@@ -50,7 +54,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => vec((vec(any(), 0..3), 0..6u8), 0..9).prop_map(Action::Submit),
         1 => any().prop_map(Action::Pause),
         1 => any().prop_map(Action::Resume),
-        3 => (1..4u32).prop_map(Action::Join),
+        3 => (1..4u32, 1..5u32).prop_map(|(slots, stack)| Action::Join(slots, stack)),
         1 => any().prop_map(Action::Crash),
         2 => (any(), prop::bool::ANY).prop_map(|(of, noticed)| Action::Disconnect(of, noticed)),
         3 => any().prop_map(Action::Reconnect),
@@ -74,7 +78,7 @@ enum Held {
 }
 
 struct Agent {
-    slots: u32,
+    capacity: Capacity,
     connected: bool,
     draining: bool,
     held: BTreeMap<AttemptRef, Held>,
@@ -111,7 +115,7 @@ impl World {
             Action::Submit(jobs) => self.submit(jobs),
             Action::Pause(which) => self.sweep(which).map_or(Ok(()), |id| self.event(Event::Pause(id))),
             Action::Resume(which) => self.sweep(which).map_or(Ok(()), |id| self.event(Event::Resume(id))),
-            Action::Join(slots) => self.join(*slots),
+            Action::Join(slots, stack) => self.join(*slots, *stack),
             Action::Crash(which) => self.with(which, |world, id| {
                 world.agents.remove(&id);
                 world.event(Event::WorkerLost(id))
@@ -169,11 +173,12 @@ impl World {
                 sweep: id,
                 run: RunId(1),
                 key,
+                pack: kind(*content),
                 state: if chosen.is_empty() { JobState::Ready } else { JobState::Waiting },
                 needs: chosen.iter().map(|need| infos[*need].id).collect(),
                 attempts: 0,
                 failures: 0,
-                worker: None,
+                slot: None,
             });
         }
         let sweep = SweepInfo { id, state: SweepState::Active, priority: 0 };
@@ -182,21 +187,24 @@ impl World {
         self.event(Event::SweepSubmitted { sweep, jobs: infos })
     }
 
-    fn join(&mut self, slots: u32) -> Result<(), TestCaseError> {
+    fn join(&mut self, slots: u32, stack: u32) -> Result<(), TestCaseError> {
         self.joined += 1;
         let id = WorkerId(self.joined);
         let row = WorkerInfo { id, slots, state: WorkerState::Connected };
-        self.committed.workers.insert(id, row.clone());
-        self.store.workers.insert(id, row);
-        self.agents.insert(id, Agent { slots, connected: false, draining: false, held: BTreeMap::new() });
+        let capacity = capacity(slots, stack);
+        for store in [&mut self.committed, &mut self.store] {
+            store.workers.insert(id, row.clone());
+            store.capacities.insert(id, capacity);
+        }
+        self.agents.insert(id, Agent { capacity, connected: false, draining: false, held: BTreeMap::new() });
         self.hello(id)
     }
 
     fn hello(&mut self, id: WorkerId) -> Result<(), TestCaseError> {
         let Some(agent) = self.agents.get_mut(&id) else { return Ok(()) };
         agent.connected = true;
-        let (slots, attempts) = (agent.slots, agent.held.keys().copied().collect());
-        self.event(Event::WorkerHello { worker: id, slots, attempts })?;
+        let (capacity, attempts) = (agent.capacity, agent.held.keys().copied().collect());
+        self.event(Event::WorkerHello { worker: id, capacity, attempts })?;
         self.resend(id)
     }
 
@@ -262,7 +270,7 @@ impl World {
     }
 
     fn take(&mut self, effects: Vec<Effect>) -> Result<(), TestCaseError> {
-        self.store.clock = self.now;
+        self.store.event_at(self.now);
         for effect in effects {
             match effect {
                 Effect::Persist(change) => self.store.apply(&change).map_err(TestCaseError::fail)?,
@@ -283,7 +291,7 @@ impl World {
             | Message::Drain { worker }) = &message;
             let Some(agent) = self.agents.get_mut(worker).filter(|agent| agent.connected) else { continue };
             match message {
-                Message::Assign { attempt, .. } => _ = agent.held.insert(attempt, Held::Running),
+                Message::Assign { attempts, .. } => agent.held.extend(attempts.into_iter().map(|a| (a, Held::Running))),
                 Message::Stop { attempt, .. } | Message::Answer { attempt, .. } => _ = agent.held.remove(&attempt),
                 Message::Drain { .. } => agent.draining = true,
             }
@@ -309,7 +317,7 @@ impl World {
         for id in self.store.sweeps.keys().copied().collect::<Vec<_>>() {
             self.event(Event::Resume(id))?;
         }
-        self.join(2)?;
+        self.join(2, 2)?;
         for id in self.agents.keys().copied().collect::<Vec<_>>() {
             self.hello(id)?;
         }

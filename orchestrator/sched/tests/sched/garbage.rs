@@ -2,17 +2,19 @@
 //! memory and store agree, and in the end everything ends.
 
 use crate::{
-    build::{self, key},
+    build::{self, key, kind, pack},
+    checks::{check_answer, check_messages, outcome_of},
     store::Store,
 };
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::FileFailurePersistence};
+use std::collections::BTreeSet;
 use taskvec_model::{
     id::{AttemptRef, JobId, RunId, SweepId, WorkerId},
     job::{Failure, Retry},
-    schedule::{JobInfo, Millis, SweepInfo, WorkerInfo},
+    schedule::{Capacity, Change, JobInfo, Millis, SweepInfo, WorkerInfo},
     state::{JobState, SweepState, WorkerState},
 };
-use taskvec_sched::{Config, Effect, Event, Message, State, Verdict, step};
+use taskvec_sched::{Config, Effect, Event, State, step};
 
 const CONFIG: Config = Config { lease: 100, retry_limit: 3, backoff_base: 10, backoff_max: 40 };
 const WORKERS: i64 = 4;
@@ -33,6 +35,8 @@ enum Action {
     Hello {
         worker: i64,
         slots: u32,
+        /// Runs in a slot, and how many of one layer its memory holds.
+        stack: (u32, u64),
         attempts: Vec<Pick>,
     },
     Lost(i64),
@@ -99,8 +103,8 @@ fn action() -> impl Strategy<Value = Action> {
         2 => any::<Index>().prop_map(Action::Retry),
         2 => any::<Index>().prop_map(Action::RetryJob),
         1 => (any::<Index>(), -2..3i32).prop_map(|(sweep, to)| Action::Priority(sweep, to)),
-        6 => (worker.clone(), 0..4u32, vec(pick(), 0..3))
-            .prop_map(|(worker, slots, attempts)| Action::Hello { worker, slots, attempts }),
+        6 => (worker.clone(), 0..4u32, (1..5u32, 0..9u64), vec(pick(), 0..3))
+            .prop_map(|(worker, slots, stack, attempts)| Action::Hello { worker, slots, stack, attempts }),
         2 => worker.clone().prop_map(Action::Lost),
         1 => worker.clone().prop_map(Action::Draining),
         1 => worker.clone().prop_map(Action::Left),
@@ -161,9 +165,10 @@ impl World {
                 let sweep = self.store.sweeps[&job.sweep].clone();
                 Event::RetryJob { job: job.id, jobs: self.store.jobs_of(sweep.id), sweep }
             }
-            Action::Hello { worker, slots, attempts } => {
+            Action::Hello { worker, slots, stack: (stack, memory), attempts } => {
                 let attempts = self.picked(*worker, attempts);
-                self.hello(*worker, *slots, attempts)
+                let stack_bytes = memory * pack(1).bytes();
+                self.hello(*worker, Capacity { slots: *slots, stack: *stack, stack_bytes }, attempts)
             }
             Action::Lost(worker) => Event::WorkerLost(WorkerId(*worker)),
             Action::Draining(worker) => Event::WorkerDraining(WorkerId(*worker)),
@@ -198,11 +203,12 @@ impl World {
                 sweep: id,
                 run: RunId(1),
                 key: key(if self.twins { u64::from(*content) } else { 1_000 + first as u64 + offset as u64 }),
+                pack: kind(*content),
                 state: if needs.is_empty() { JobState::Ready } else { JobState::Waiting },
                 needs,
                 attempts: 0,
                 failures: 0,
-                worker: None,
+                slot: None,
             });
         }
         let sweep = SweepInfo { id, state: SweepState::Active, priority };
@@ -216,16 +222,19 @@ impl World {
     }
 
     /// The server registers a worker before the scheduler hears of it.
-    fn hello(&mut self, worker: i64, slots: u32, attempts: Vec<AttemptRef>) -> Event {
+    fn hello(&mut self, worker: i64, capacity: Capacity, attempts: Vec<AttemptRef>) -> Event {
         let id = WorkerId(worker);
-        let kept = self.state.attempts_on(id).iter().filter(|attempt| attempts.contains(attempt)).count() as u32;
-        let new = WorkerInfo { id, slots, state: WorkerState::Connected };
+        let mut kept = self.state.attempts_on(id);
+        kept.retain(|attempt| attempts.contains(attempt));
+        let kept: BTreeSet<_> = kept.iter().map(|attempt| self.store.jobs[&attempt.job].slot).collect();
+        let new = WorkerInfo { id, slots: capacity.slots, state: WorkerState::Connected };
         let row = self.store.workers.entry(id).or_insert(new);
-        row.slots = slots.max(kept);
+        row.slots = capacity.slots.max(kept.len() as u32);
+        self.store.capacities.insert(id, capacity);
         if row.state == WorkerState::Left {
             row.state = WorkerState::Connected;
         }
-        Event::WorkerHello { worker: id, slots, attempts }
+        Event::WorkerHello { worker: id, capacity, attempts }
     }
 
     fn picked(&self, worker: i64, picks: &[Pick]) -> Vec<AttemptRef> {
@@ -242,7 +251,7 @@ impl World {
     fn event(&mut self, event: Event) -> Result<(), TestCaseError> {
         let asked = outcome_of(&event);
         let current = asked.is_some_and(|(worker, attempt)| {
-            self.store.is_running(attempt) && self.store.jobs[&attempt.job].worker == Some(worker)
+            self.store.is_running(attempt) && self.store.jobs[&attempt.job].slot.is_some_and(|s| s.worker == worker)
         });
         let effects = step(&mut self.state, event, self.now);
         self.persist(&effects)?;
@@ -254,7 +263,7 @@ impl World {
     }
 
     fn persist(&mut self, effects: &[Effect]) -> Result<(), TestCaseError> {
-        self.store.clock = self.now;
+        self.store.event_at(self.now);
         for effect in effects {
             if let Effect::Persist(change) = effect {
                 self.store.apply(change).map_err(TestCaseError::fail)?;
@@ -275,8 +284,7 @@ impl World {
         let (state, effects) = State::new(CONFIG, self.store.load(), self.now);
         self.state = state;
         self.persist(&effects)?;
-        let nothing_but_workers =
-            |effect: &Effect| matches!(effect, Effect::Persist(taskvec_model::schedule::Change::SetWorker { .. }));
+        let nothing_but_workers = |effect: &Effect| matches!(effect, Effect::Persist(Change::SetWorker { .. }));
         prop_assert!(effects.iter().all(nothing_but_workers), "a sound store needs no repair: {:?}", effects);
         self.compare()
     }
@@ -290,7 +298,7 @@ impl World {
         for id in self.store.sweeps.keys().copied().collect::<Vec<_>>() {
             self.event(Event::Resume(id))?;
         }
-        let hello = self.hello(HEALTHY, 3, vec![]);
+        let hello = self.hello(HEALTHY, build::capacity(3, 2), vec![]);
         self.event(hello)?;
         let bound = 20 * self.store.jobs.len() + 20;
         for _ in 0..bound {
@@ -322,40 +330,6 @@ fn event_of(worker: WorkerId, attempt: AttemptRef, outcome: Outcome) -> Event {
         }
         Outcome::Release => Event::Released { worker, attempt },
     }
-}
-
-fn outcome_of(event: &Event) -> Option<(WorkerId, AttemptRef)> {
-    match event {
-        Event::Succeeded { worker, attempt }
-        | Event::Failed { worker, attempt, .. }
-        | Event::Released { worker, attempt } => Some((*worker, *attempt)),
-        _ => None,
-    }
-}
-
-/// One answer to an outcome; and to one that is not current, a refusal and nothing else.
-fn check_answer(effects: &[Effect], worker: WorkerId, attempt: AttemptRef, current: bool) -> Result<(), TestCaseError> {
-    let answers: Vec<&Effect> = effects.iter().filter(|e| matches!(e, Effect::Send(Message::Answer { .. }))).collect();
-    if current {
-        prop_assert_eq!(answers, [&Effect::Send(Message::Answer { worker, attempt, verdict: Verdict::Accepted })]);
-    } else {
-        let refused = matches!(effects, [Effect::Send(Message::Answer { verdict: Verdict::Refused(_), .. })]);
-        prop_assert!(refused, "a late outcome has these effects: {:?}", effects);
-    }
-    Ok(())
-}
-
-/// An assignment follows its start, and goes to a worker that is there.
-fn check_messages(effects: &[Effect], state: &State) -> Result<(), TestCaseError> {
-    for (i, effect) in effects.iter().enumerate() {
-        if let Effect::Send(Message::Assign { worker, attempt }) = effect {
-            let start = Effect::Persist(taskvec_model::schedule::Change::Start { attempt: *attempt, worker: *worker });
-            prop_assert!(effects[..i].contains(&start), "{:?} was sent before it was persisted", effect);
-            prop_assert_eq!(state.worker_state(*worker), Some(WorkerState::Connected));
-            prop_assert_eq!(state.running(attempt.job), Some((*attempt, *worker)));
-        }
-    }
-    Ok(())
 }
 
 proptest! {

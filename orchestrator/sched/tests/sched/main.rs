@@ -2,9 +2,11 @@
 
 mod attempts;
 mod build;
+mod checks;
 mod explain;
 mod faults;
 mod garbage;
+mod packs;
 mod placement;
 mod restart;
 mod store;

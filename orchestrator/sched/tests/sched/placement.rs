@@ -12,7 +12,7 @@ use taskvec_sched::{Effect, Event};
 /// The (job, worker) pairs of all starts.
 fn starts(effects: &[Effect]) -> Vec<(i64, i64)> {
     let of = |effect: &Effect| match effect {
-        Effect::Persist(Change::Start { attempt, worker }) => Some((attempt.job.0, worker.0)),
+        Effect::Persist(Change::Start { attempt, slot }) => Some((attempt.job.0, slot.worker.0)),
         _ => None,
     };
     effects.iter().filter_map(of).collect()
@@ -23,7 +23,13 @@ fn a_worker_that_connects_gets_a_job_for_each_slot() {
     let mut state = with_jobs(vec![job(1, 10, &[]), job(1, 11, &[]), job(1, 12, &[])]);
     assert_eq!(
         at(&mut state, 5, hello(1, 2, &[])),
-        [set_worker(1, WorkerState::Connected), start(10, 1, 1), assign(10, 1, 1), start(11, 1, 1), assign(11, 1, 1)]
+        [
+            set_worker(1, WorkerState::Connected),
+            start(10, 1, 1),
+            assign(10, 1, 1),
+            start_in(1, 11, 1, 1),
+            assign(11, 1, 1)
+        ]
     );
     assert_eq!(state.next_deadline(), Some(20_005));
 }

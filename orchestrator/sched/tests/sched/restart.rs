@@ -3,13 +3,14 @@
 use crate::build::*;
 use taskvec_model::{
     id::WorkerId,
-    schedule::{JobInfo, Snapshot, WorkerInfo},
+    schedule::{JobInfo, SlotRef, Snapshot, WorkerInfo},
     state::{AttemptState, JobState, SweepState, WorkerState},
 };
 use taskvec_sched::{Event, State};
 
 fn running(mut info: JobInfo, attempts: i32, worker: Option<i64>) -> JobInfo {
-    (info.state, info.attempts, info.worker) = (JobState::Running, attempts, worker.map(WorkerId));
+    let slot = worker.map(|worker| SlotRef { worker: WorkerId(worker), number: 0 });
+    (info.state, info.attempts, info.slot) = (JobState::Running, attempts, slot);
     info
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use taskvec_model::{
     id::{AttemptRef, JobId, JobKey, SweepId, WorkerId},
-    schedule::{Change, JobInfo, Millis, Snapshot, SweepInfo, WorkerInfo},
+    schedule::{Capacity, Change, JobInfo, Millis, SlotRef, Snapshot, SweepInfo, WorkerInfo},
     state::{AttemptState, JobState, SweepState, WorkerState},
 };
 
@@ -15,6 +15,10 @@ pub struct Store {
     pub sweeps: BTreeMap<SweepId, SweepInfo>,
     pub jobs: BTreeMap<JobId, JobInfo>,
     pub workers: BTreeMap<WorkerId, WorkerInfo>,
+    /// What they last said that they take; the real store does not know.
+    pub capacities: BTreeMap<WorkerId, Capacity>,
+    /// Slots in which something has started since the last event.
+    fresh: BTreeSet<SlotRef>,
     attempts: BTreeMap<AttemptRef, AttemptState>,
     leases: BTreeMap<AttemptRef, Lease>,
     /// Published results: which attempt computed them.
@@ -46,11 +50,19 @@ impl Store {
             sweeps: BTreeMap::new(),
             jobs: BTreeMap::new(),
             workers: BTreeMap::new(),
+            capacities: BTreeMap::new(),
+            fresh: BTreeSet::new(),
             attempts: BTreeMap::new(),
             leases: BTreeMap::new(),
             results: BTreeMap::new(),
             reopened: BTreeSet::new(),
         }
+    }
+
+    /// What follows is one event's.
+    pub fn event_at(&mut self, now: Millis) {
+        self.clock = now;
+        self.fresh.clear();
     }
 
     pub fn submit(&mut self, sweep: SweepInfo, jobs: &mut [JobInfo]) {
@@ -103,7 +115,7 @@ impl Store {
 
     fn take(&mut self, change: &Change) -> Result<(), String> {
         match change {
-            Change::Start { attempt, worker } => self.start(*attempt, *worker),
+            Change::Start { attempt, slot } => self.start(*attempt, *slot),
             Change::Renew { attempts } => attempts.iter().try_for_each(|attempt| self.renew(*attempt)),
             Change::Complete { attempt, jobs } => self.complete(*attempt, jobs),
             Change::End { attempt, how, job_state, failures, .. } => self.end(*attempt, *how, *job_state, *failures),
@@ -161,7 +173,7 @@ impl Store {
         self.leases.insert(attempt, Lease { expires, renewed: Some(self.clock) });
     }
 
-    fn start(&mut self, attempt: AttemptRef, worker: WorkerId) -> Result<(), String> {
+    fn start(&mut self, attempt: AttemptRef, slot: SlotRef) -> Result<(), String> {
         let job = self.job(attempt.job)?.clone();
         guard!(job.state == JobState::Ready, "the job is {}", job.state);
         guard!(job.attempts + 1 == attempt.number, "attempt {} is the newest", job.attempts);
@@ -170,14 +182,37 @@ impl Store {
         guard!(twin.is_none(), "the same work runs already: {twin:?}");
         let undone = job.needs.iter().find(|need| self.jobs[need].state != JobState::Done);
         guard!(undone.is_none(), "it needs {undone:?}");
-        let used = self.jobs.values().filter(|job| job.worker == Some(worker)).count();
-        let found = self.workers.get(&worker).ok_or("no such worker")?;
-        guard!(found.state == WorkerState::Connected, "the worker is {}", found.state);
-        guard!(used < found.slots as usize, "the worker's {} slots are taken", found.slots);
+        self.has_room(&job, slot)?;
         guard!(self.attempts.insert(attempt, AttemptState::Running).is_none(), "this attempt was made before");
         let job = self.job(attempt.job)?;
-        (job.state, job.attempts, job.worker) = (JobState::Running, attempt.number, Some(worker));
+        (job.state, job.attempts, job.slot) = (JobState::Running, attempt.number, Some(slot));
         self.grant(attempt);
+        Ok(())
+    }
+
+    /// A slot that nothing runs in, or one that was given to others of its kind by the same event.
+    fn has_room(&mut self, job: &JobInfo, slot: SlotRef) -> Result<(), String> {
+        let found = self.workers.get(&slot.worker).ok_or("no such worker")?;
+        guard!(found.state == WorkerState::Connected, "the worker is {}", found.state);
+        let there = self.jobs.values().filter(|other| other.slot.is_some_and(|s| s.worker == slot.worker));
+        let used: BTreeSet<u32> = there.filter_map(|other| other.slot).map(|slot| slot.number).collect();
+        let mates: Vec<&JobInfo> = self.jobs.values().filter(|other| other.slot == Some(slot)).collect();
+        if mates.is_empty() {
+            guard!(used.len() < found.slots as usize, "the worker's {} slots are taken", found.slots);
+            self.fresh.insert(slot);
+            return Ok(());
+        }
+        guard!(self.fresh.contains(&slot), "slot {slot:?} was given away before");
+        guard!(
+            job.pack.is_some() && mates.iter().all(|mate| mate.pack == job.pack),
+            "it shares no slot with {mates:?}"
+        );
+        guard!(
+            job.failures == 0 && mates.iter().all(|m| m.failures == 0),
+            "one has failed, and is not alone: {mates:?}"
+        );
+        let room = self.capacities[&slot.worker].room(job.pack) as usize;
+        guard!(mates.len() < room, "{} are in a slot for {room}", mates.len());
         Ok(())
     }
 
@@ -190,7 +225,7 @@ impl Store {
             guard!(job.key == key, "job {id} is other work");
             guard!(!job.state.ended(), "job {id} is {}", job.state);
             guard!(*id == attempt.job || job.state != JobState::Running, "job {id} runs too");
-            (job.state, job.worker) = (JobState::Done, None);
+            (job.state, job.slot) = (JobState::Done, None);
         }
         let before = self.results.insert(key, attempt);
         guard!(before.is_none() || self.reopened.remove(&key), "published before, by {before:?}");
@@ -207,7 +242,7 @@ impl Store {
         let job = self.job(attempt.job)?;
         let counted = matches!(how, AttemptState::Failed | AttemptState::Expired);
         guard!(failures == job.failures + u32::from(counted), "{} failures before, {failures} now", job.failures);
-        (job.state, job.worker, job.failures) = (to, None, failures);
+        (job.state, job.slot, job.failures) = (to, None, failures);
         self.attempts.insert(attempt, how);
         Ok(())
     }

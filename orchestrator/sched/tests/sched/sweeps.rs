@@ -106,7 +106,7 @@ fn retrying_an_ended_sweep_gives_its_failed_and_skipped_jobs_all_their_tries() {
         ]
     );
     let begun = at(&mut state, 0, hello(1, 2, &[]));
-    assert_eq!(begun[1..], [start(10, 4, 1), assign(10, 4, 1), start(13, 2, 1), assign(13, 2, 1)]);
+    assert_eq!(begun[1..], [start(10, 4, 1), assign(10, 4, 1), start_in(1, 13, 2, 1), assign(13, 2, 1)]);
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn slots_are_as_the_worker_says_but_never_fewer_than_it_uses() {
     let mut state = busy();
     let both = [attempt(10, 1), attempt(11, 1)];
     assert_eq!(at(&mut state, 1, hello(1, 1, &both)), []);
-    assert_eq!(at(&mut state, 2, hello(1, 3, &both)), [start(12, 1, 1), assign(12, 1, 1)]);
+    assert_eq!(at(&mut state, 2, hello(1, 3, &both)), [start_in(2, 12, 1, 1), assign(12, 1, 1)]);
 }
 
 #[test]

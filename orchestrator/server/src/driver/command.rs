@@ -5,6 +5,7 @@ use taskvec_model::{
     id::{AttemptRef, JobId, SweepId, WorkerId},
     job::{Failure, Progress},
     plan::Plan,
+    schedule::Capacity,
 };
 use taskvec_store::{Outcome, Receipt, RequestId};
 use tokio::sync::oneshot;
@@ -51,7 +52,7 @@ pub(crate) enum Control {
 /// A worker's Hello, after its registration.
 pub(crate) struct Connection {
     pub worker: WorkerId,
-    pub slots: u32,
+    pub capacity: Capacity,
     pub attempts: Vec<AttemptRef>,
     pub outbox: Outbox,
     pub answer: Answer<()>,

@@ -96,16 +96,17 @@ impl Sender {
                 return;
             };
             for item in batch.drain(..) {
-                let message = match item {
+                let messages = match item {
                     Item::Close(why) => {
                         let _ = self.connection.send(Err(why)).await;
                         return;
                     }
                     Item::Message(message) => self.wire(message, &mut assignments).await,
                 };
-                let Some(message) = message else { continue };
-                if self.connection.send(Ok(pb::ServerMessage { message: Some(message) })).await.is_err() {
-                    return;
+                for message in messages {
+                    if self.connection.send(Ok(pb::ServerMessage { message: Some(message) })).await.is_err() {
+                        return;
+                    }
                 }
             }
         }
@@ -115,9 +116,11 @@ impl Sender {
         let jobs: Vec<JobId> = batch
             .iter()
             .filter_map(|item| match item {
-                Item::Message(Message::Assign { attempt, .. }) => Some(attempt.job),
+                Item::Message(Message::Assign { attempts, .. }) => Some(attempts),
                 _ => None,
             })
+            .flatten()
+            .map(|attempt| attempt.job)
             .collect();
         if jobs.is_empty() {
             return Ok(Assignments::new());
@@ -125,21 +128,25 @@ impl Sender {
         self.store.assignments(&jobs).await.inspect_err(|error| tracing::warn!(%error, "assignments cannot be read"))
     }
 
-    async fn wire(&self, message: Message, assignments: &mut Assignments) -> Option<Wire> {
-        Some(match message {
-            Message::Assign { attempt, .. } => {
-                Wire::Assign(self.assign(attempt, assignments.remove(&attempt.job)).await?)
+    async fn wire(&self, message: Message, assignments: &mut Assignments) -> Vec<Wire> {
+        vec![match message {
+            Message::Assign { attempts, .. } => {
+                let mut starts = Vec::with_capacity(attempts.len());
+                for attempt in attempts {
+                    starts.extend(self.start(attempt, assignments.remove(&attempt.job)).await);
+                }
+                return taskvec_wire::assign(starts).into_iter().map(Wire::Assign).collect();
             }
             Message::Stop { attempt, reason, .. } => Wire::Stop(pb::Stop { attempt: Some(attempt.into()), reason }),
             Message::Answer { attempt, verdict, .. } => Wire::Answer(self.answer(attempt, verdict).await),
             Message::Drain { .. } => Wire::Drain(pb::Empty {}),
-        })
+        }]
     }
 
     /// An attempt that cannot be given what it needs fails, with the reason; it does not hang.
-    async fn assign(&self, attempt: AttemptRef, found: Option<Result<Assignment, StoreError>>) -> Option<pb::Assign> {
+    async fn start(&self, attempt: AttemptRef, found: Option<Result<Assignment, StoreError>>) -> Option<pb::Start> {
         let made = match found {
-            Some(Ok(assignment)) => taskvec_wire::assign(attempt, assignment).map_err(|e| e.to_string()),
+            Some(Ok(assignment)) => taskvec_wire::start(attempt, assignment).map_err(|e| e.to_string()),
             Some(Err(error)) => Err(error.to_string()),
             None => Err("the store does not know it".to_owned()),
         };

@@ -141,12 +141,12 @@ impl Driver {
     }
 
     fn connect(&mut self, lead: &mut Lead, connection: Connection, pending: &mut Pending) {
-        let Connection { worker, slots, attempts, outbox, answer } = connection;
+        let Connection { worker, capacity, attempts, outbox, answer } = connection;
         if let Some(older) = self.sessions.insert(worker, outbox) {
             older.close(Status::aborted("this worker connected again"));
         }
         self.live.set_workers(self.sessions.len());
-        self.step(lead, Event::WorkerHello { worker, slots, attempts }, pending);
+        self.step(lead, Event::WorkerHello { worker, capacity, attempts }, pending);
         pending.answer(answer, Ok(()));
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use taskvec_model::{
     id::{AttemptRef, WorkerId},
     job::{Failure, Handover, Produced, Retry},
+    schedule::Capacity,
 };
 use taskvec_store::{Outcome, StoreError, WorkerRecord};
 use taskvec_wire::{
@@ -63,8 +64,8 @@ fn check(hello: &pb::Hello) -> Result<(), Status> {
             hello.version
         )));
     }
-    if hello.slots == 0 {
-        return Err(Status::invalid_argument("a worker has at least one slot"));
+    if hello.slots == 0 || hello.stack == 0 {
+        return Err(Status::invalid_argument("a worker has at least one slot, and takes at least one run into each"));
     }
     Ok(())
 }
@@ -76,6 +77,7 @@ fn record(hello: &pb::Hello) -> WorkerRecord {
         devices: hello.devices.clone(),
         slots: hello.slots,
         threads_per_slot: hello.threads_per_slot,
+        stack: hello.stack,
         pid: hello.pid,
         version: hello.version.clone(),
         nonce: hello.nonce,
@@ -105,7 +107,8 @@ impl Session {
         let (outbox, closed) = Outbox::open(worker, to_worker.clone(), context.store.clone(), driver.clone());
         let session = outbox.session;
         let attempts = hello.attempts.into_iter().map(Into::into).collect();
-        let connect = |answer| Command::Connect(Connection { worker, slots: hello.slots, attempts, outbox, answer });
+        let capacity = Capacity { slots: hello.slots, stack: hello.stack, stack_bytes: hello.stack_bytes };
+        let connect = |answer| Command::Connect(Connection { worker, capacity, attempts, outbox, answer });
         if let Err(why) = driver.ask(connect).await {
             let _ = to_worker.send(Err(why)).await;
             return;

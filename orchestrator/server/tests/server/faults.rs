@@ -1,6 +1,6 @@
 //! What dies comes back, and nothing is stored twice or lost.
 
-use crate::common::{Client, Identity, Stack, Worker, eventually, kill, selftest, within};
+use crate::common::{Client, Identity, Stack, Worker, attempts, eventually, kill, selftest, within};
 use taskvec_model::id::AttemptRef;
 use taskvec_server::data_dir::DataDir;
 use taskvec_wire::pb::{self, control_sweep_request::Action, server_message::Message as FromServer};
@@ -107,7 +107,7 @@ async fn persist(client: Client, who: Identity, mut worker: Worker, first: Attem
     loop {
         match worker.next().await {
             Ok(FromServer::Assign(assign)) => {
-                let attempt = taskvec_wire::assignment(assign).unwrap().0;
+                let attempt = attempts(assign)[0];
                 held = Some(attempt);
                 worker.finish(attempt).await;
             }

@@ -6,5 +6,6 @@ mod blobs;
 mod common;
 mod embedded_postgres;
 mod faults;
+mod packs;
 mod security;
 mod sweeps;

@@ -8,30 +8,33 @@ use taskvec_model::{id::AttemptRef, schedule::Change, state::AttemptState};
 
 /// Of ready jobs whose newest attempt is the one before.
 pub(super) async fn start(connection: &mut PgConnection, changes: &[&Change], lease: i64) -> Result<(), StoreError> {
-    let (mut attempts, mut workers) = (Vec::new(), Vec::new());
+    let (mut attempts, mut workers, mut slots) = (Vec::new(), Vec::new(), Vec::new());
     for change in changes {
-        if let Change::Start { attempt, worker } = change {
+        if let Change::Start { attempt, slot } = change {
             attempts.push(*attempt);
-            workers.push(worker.0);
+            workers.push(slot.worker.0);
+            slots.push(i32::try_from(slot.number).unwrap_or(i32::MAX));
         }
     }
     let (jobs, numbers) = columns(&attempts);
     let touched = sqlx::query_scalar(
         "WITH wanted AS (
-             SELECT * FROM unnest($1::bigint[], $2::integer[], $3::bigint[]) AS w(job_id, number, worker_id)
+             SELECT * FROM unnest($1::bigint[], $2::integer[], $3::bigint[], $4::integer[])
+                 AS w(job_id, number, worker_id, slot)
          ), moved AS (
              UPDATE taskvec.jobs j SET state = 'running', attempts = w.number, worker_id = w.worker_id,
                  started_at = clock_timestamp(), finished_at = NULL
              FROM wanted w WHERE j.job_id = w.job_id AND j.state = 'ready' AND j.attempts = w.number - 1
-             RETURNING j.job_id, j.attempts, j.worker_id, j.started_at
+             RETURNING j.job_id, j.attempts, j.worker_id, w.slot, j.started_at
          )
-         INSERT INTO taskvec.attempts (job_id, number, worker_id, state, started_at, lease_expires_at)
-         SELECT job_id, attempts, worker_id, 'running', started_at, started_at + $4 * interval '1 microsecond'
+         INSERT INTO taskvec.attempts (job_id, number, worker_id, slot, state, started_at, lease_expires_at)
+         SELECT job_id, attempts, worker_id, slot, 'running', started_at, started_at + $5 * interval '1 microsecond'
          FROM moved RETURNING job_id",
     )
     .bind(jobs)
     .bind(numbers)
     .bind(workers)
+    .bind(slots)
     .bind(lease)
     .fetch_all(connection)
     .await?;

@@ -83,10 +83,11 @@ fn things(change: &Change) -> Vec<Thing> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use taskvec_model::{id::AttemptRef, state::JobState};
+    use taskvec_model::{id::AttemptRef, schedule::SlotRef, state::JobState};
 
     fn start(job: i64, number: i32) -> Change {
-        Change::Start { attempt: AttemptRef { job: JobId(job), number }, worker: WorkerId(1) }
+        let slot = SlotRef { worker: WorkerId(1), number: 0 };
+        Change::Start { attempt: AttemptRef { job: JobId(job), number }, slot }
     }
 
     fn complete(job: i64) -> Change {

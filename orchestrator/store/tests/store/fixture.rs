@@ -13,7 +13,7 @@ use taskvec_model::{
     job::{BlobRef, CheckpointRef, JobWork, Produced, Purpose},
     metric::{Baseline, Estimator, Icl, IclMetric, Intervention, Lens, Metrics, Td, TdBound, TdPair, TrainLoss},
     plan::{Need, Plan, PlannedJob, PlannedRun},
-    schedule::Change,
+    schedule::{Change, SlotRef},
     spec::{
         Arch, Behaviour, CheckpointSpec, DataSpec, Decay, InitSpec, Layers, ModelSpec, OptimizerKind, OptimizerSpec,
         Overlap, PatchMode, PatchPositions, Precision, RunSpec, Schedule, Selftest, SelftestSpec, Site, SparseLinear,
@@ -97,6 +97,7 @@ pub fn worker(nonce: u64) -> WorkerRecord {
         devices: vec!["cpu".into()],
         slots: 2,
         threads_per_slot: 1,
+        stack: 4,
         pid: 7,
         version: "0.1.0".into(),
         nonce,
@@ -207,7 +208,11 @@ pub fn attempt(job: i64, number: i32) -> AttemptRef {
 }
 
 pub fn start(job: i64, number: i32, worker: WorkerId) -> Change {
-    Change::Start { attempt: attempt(job, number), worker }
+    start_in(0, job, number, worker)
+}
+
+pub fn start_in(slot: u32, job: i64, number: i32, worker: WorkerId) -> Change {
+    Change::Start { attempt: attempt(job, number), slot: SlotRef { worker, number: slot } }
 }
 
 pub fn complete(job: i64, number: i32) -> Change {

@@ -4,7 +4,7 @@ use crate::fixture::*;
 use std::{collections::BTreeMap, time::Duration};
 use taskvec_model::{
     id::{JobId, SweepId},
-    schedule::Change,
+    schedule::{Change, SlotRef},
     state::{AttemptState, JobState, SweepState, WorkerState},
 };
 use taskvec_store::{Outcome, StoreError};
@@ -55,15 +55,18 @@ async fn a_new_leader_finds_all_that_is_open_and_renews_the_leases() {
     let worker = db.worker(1).await;
     let gone = db.worker(2).await;
     let left = Change::SetWorker { worker: gone, state: WorkerState::Left };
-    leader.commit(&[start(3, 1, worker), left], &BTreeMap::new()).await.expect("commits");
+    leader.commit(&[start_in(1, 3, 1, worker), left], &BTreeMap::new()).await.expect("commits");
     leader.resign().await.expect("closes");
 
     let mut leader = db.lead().await;
     let snapshot = leader.load().await.expect("loads");
     assert_eq!(snapshot.sweeps, std::slice::from_ref(&submitted.sweep));
     let mut expected = submitted.jobs.clone();
-    (expected[1].state, expected[1].attempts, expected[1].worker) = (JobState::Running, 1, Some(worker));
+    let slot = Some(SlotRef { worker, number: 1 });
+    (expected[1].state, expected[1].attempts, expected[1].slot) = (JobState::Running, 1, slot);
     assert_eq!(snapshot.jobs, expected);
+    assert_eq!(snapshot.jobs[1].pack, pretrain().jobs[1].work.pack_key(), "what could share a slot still can");
+    assert!(snapshot.jobs[1].pack.is_some() && snapshot.jobs[0].pack.is_none());
     assert_eq!(snapshot.jobs[2].needs, [JobId(3)]);
     let present: Vec<_> = snapshot.workers.iter().map(|w| (w.id, w.slots, w.state)).collect();
     assert!(present.contains(&(worker, 2, WorkerState::Connected)) && !present.iter().any(|w| w.0 == gone));
@@ -96,6 +99,24 @@ async fn a_worker_keeps_its_id_by_its_nonce() {
             db.rows("SELECT state, left_at IS NOT NULL FROM taskvec.workers WHERE nonce = -1").await.remove(0);
         assert_eq!((state.as_str(), left), (kept, false), "after {set}");
     }
+}
+
+/// Before packs no attempt had a slot of which the store knew.
+#[tokio::test]
+async fn attempts_that_ran_before_there_were_packs_have_a_slot_each() {
+    const MIGRATION: &str = include_str!("../../../../migrations/0005_packs.sql");
+    let db = db().await;
+    let mut leader = db.lead().await;
+    leader.submit(&plan((1..=4).map(idle).collect()), "", 0, None).await.expect("submits");
+    let (one, other) = (db.worker(1).await, db.worker(2).await);
+    let changes = [start(1, 1, one), start(2, 1, other), start(3, 1, one), start(4, 1, one), complete(4, 1)];
+    let done = BTreeMap::from([(attempt(4, 1), Outcome::default())]);
+    leader.commit(&changes, &done).await.expect("commits");
+    let (_, update) = MIGRATION.split_at(MIGRATION.find("UPDATE").expect("it updates"));
+    db.run(update).await;
+    let slots: Vec<_> = leader.load().await.expect("loads").jobs.into_iter().filter_map(|job| job.slot).collect();
+    let slot = |worker, number| SlotRef { worker, number };
+    assert_eq!(slots, [slot(one, 0), slot(other, 0), slot(one, 1)]);
 }
 
 #[tokio::test]

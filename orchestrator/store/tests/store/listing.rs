@@ -36,8 +36,9 @@ async fn listings_show_and_filter() {
     let done = json!([2, "done", 1, "w99", null]);
     assert_eq!(list(&db, jobs.clone(), &columns).await, [json!([1, "ready", 0, null, null]), done.clone()]);
     assert_eq!(list(&db, ListQuery { state: Some("done".into()), ..jobs }, &columns).await, [done]);
-    let workers = list(&db, all(Listing::Workers), &["name", "host", "state", "devices", "slots", "running"]).await;
-    assert_eq!(workers, [json!(["w99", "lab", "connected", ["cpu"], 2, 0])]);
+    let workers =
+        list(&db, all(Listing::Workers), &["name", "host", "state", "devices", "slots", "stack", "running"]).await;
+    assert_eq!(workers, [json!(["w99", "lab", "connected", ["cpu"], 2, 4, 0])]);
     let of_run = ListQuery { run: Some(RunId(1)), ..all(Listing::Checkpoints) };
     let shown = list(&db, of_run, &["checkpoint_id", "step", "bytes", "digest", "purpose"]).await;
     assert_eq!(shown, [json!([1, 10, 7, blob.digest.to_string(), "weights"])]);

@@ -41,7 +41,7 @@ pub enum Overlap {
 }
 
 /// Which input channel carries y.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum YChannel {
     /// Coordinate 0, which also belongs to x (the paper).

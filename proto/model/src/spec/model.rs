@@ -15,7 +15,7 @@ pub struct ModelSpec {
     pub init: InitSpec,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Arch {
     /// Pre-LN blocks, learned positions, GELU (tanh), linear read-in D → d and read-out d → 1 (Garg et al. 2022).

@@ -5,6 +5,7 @@
 mod blobs;
 mod job;
 mod leave;
+mod packs;
 mod server;
 mod session;
 mod worker;

@@ -138,7 +138,13 @@ impl FakeServer {
     }
 
     pub async fn assign(&self, attempt: AttemptRef, assignment: Assignment) {
-        self.send(server_message::Message::Assign(taskvec_wire::assign(attempt, assignment).unwrap())).await;
+        self.assign_pack(vec![(attempt, assignment)]).await;
+    }
+
+    /// For one slot.
+    pub async fn assign_pack(&self, pack: Vec<(AttemptRef, Assignment)>) {
+        let starts = pack.into_iter().map(|(attempt, given)| taskvec_wire::start(attempt, given).unwrap()).collect();
+        self.send(server_message::Message::Assign(pb::Assign { starts })).await;
     }
 
     pub async fn stop(&self, attempt: AttemptRef) {

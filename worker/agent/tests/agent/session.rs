@@ -191,8 +191,8 @@ async fn a_failure_says_whether_another_try_may_help() {
     server.assign(attempt(2), selftest(2)).await;
     assert!(server.failed().await.retry);
     // What this worker cannot even read is an answer, too.
-    let unreadable = pb::Assign { attempt: Some(attempt(3).into()), work: "{}".into(), ..Default::default() };
-    server.send(server_message::Message::Assign(unreadable)).await;
+    let unreadable = pb::Start { attempt: Some(attempt(3).into()), work: "{}".into(), ..Default::default() };
+    server.send(server_message::Message::Assign(pb::Assign { starts: vec![unreadable] })).await;
     let failed = server.failed().await;
     assert!(failed.reason.contains("malformed"), "{}", failed.reason);
 }

@@ -123,6 +123,11 @@ impl Engine {
         norm
     }
 
+    /// How many it trains.
+    pub fn parameters(&self) -> usize {
+        self.parameters.len()
+    }
+
     /// The model as it is now.
     ///
     /// # Errors

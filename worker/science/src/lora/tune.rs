@@ -59,7 +59,7 @@ pub fn tune_segment(
     let TuneSpec { steps, batch, log_every, .. } = *segment.train;
     let analysed = segment.checkpoints.analysis_steps(steps);
     let course = Course { steps, batch, log_every, analysed, to: segment.to, fresh: resume.is_none() };
-    course::run(&course, &mut trainer, sink)
+    course::run(course, &mut trainer, sink)
 }
 
 const EXPLODED: &str = "loss is over a million times that of finding all tokens equally likely";

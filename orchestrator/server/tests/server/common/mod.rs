@@ -8,7 +8,7 @@ mod stack;
 mod worker;
 
 pub use stack::{Client, Stack};
-pub use worker::{Identity, Worker};
+pub use worker::{Identity, Worker, attempts};
 
 use std::{future::Future, os::unix::fs::PermissionsExt as _, time::Duration};
 

@@ -15,6 +15,8 @@ use tonic::{Status, Streaming};
 pub struct Identity {
     pub name: &'static str,
     pub slots: u32,
+    /// Runs in one slot.
+    pub stack: u32,
     pub nonce: u64,
     pub id: i64,
     pub version: &'static str,
@@ -24,8 +26,13 @@ impl Identity {
     pub fn new(name: &'static str, slots: u32) -> Self {
         // Names differ within a test, and each test has its own database.
         let nonce = name.bytes().fold(1, |hash: u64, byte| hash * 31 + u64::from(byte));
-        Self { name, slots, nonce, id: 0, version: VERSION }
+        Self { name, slots, stack: 1, nonce, id: 0, version: VERSION }
     }
+}
+
+/// Each of them well-formed.
+pub fn attempts(assign: pb::Assign) -> Vec<AttemptRef> {
+    assign.starts.into_iter().map(|start| taskvec_wire::assignment(start).unwrap().0).collect()
 }
 
 pub struct Worker {
@@ -53,6 +60,8 @@ impl Worker {
             version: who.version.into(),
             attempts: attempts.iter().map(|a| (*a).into()).collect(),
             nonce: who.nonce,
+            stack: who.stack,
+            stack_bytes: 1 << 30,
         };
         let mut worker = Self { id: 0, to, from: Self::open(client, messages, hello).await? };
         match worker.next().await? {
@@ -95,9 +104,17 @@ impl Worker {
         let _ = self.to.send(pb::WorkerMessage { message: Some(message) }).await;
     }
 
+    /// One that is alone in its slot.
     pub async fn assigned(&mut self) -> AttemptRef {
+        let pack = self.assigned_pack().await;
+        assert_eq!(pack.len(), 1, "{pack:?}");
+        pack[0]
+    }
+
+    /// What is to share a slot.
+    pub async fn assigned_pack(&mut self) -> Vec<AttemptRef> {
         match self.next().await.unwrap() {
-            FromServer::Assign(assign) => taskvec_wire::assignment(assign).unwrap().0,
+            FromServer::Assign(assign) => attempts(assign),
             other => panic!("not an assignment: {other:?}"),
         }
     }
@@ -134,8 +151,9 @@ impl Worker {
         loop {
             match self.next().await {
                 Ok(FromServer::Assign(assign)) => {
-                    let attempt = taskvec_wire::assignment(assign).unwrap().0;
-                    self.finish(attempt).await;
+                    for attempt in attempts(assign) {
+                        self.finish(attempt).await;
+                    }
                 }
                 Ok(FromServer::Answer(answer)) => assert!(answer.accepted, "{}", answer.reason),
                 Ok(other) => panic!("unexpected: {other:?}"),
