@@ -222,14 +222,14 @@ impl Device {
     /// # Errors
     /// The driver's.
     pub unsafe fn launch(&self, call: &Call<Place>) -> Result<(), DeviceError> {
-        let function = self.functions.get(call.kernel).copied().expect("calls are of our kernels");
+        let function = self.functions.get(call.kernel()).copied().expect("calls are of our kernels");
         let pointer = |argument: &Argument<Place>| match argument {
             Argument::Buffer(place) => place.pointer,
             Argument::Null | Argument::Value(_) => 0,
         };
-        let pointers: Vec<CUdeviceptr> = call.arguments.iter().map(pointer).collect();
+        let pointers: Vec<CUdeviceptr> = call.arguments().iter().map(pointer).collect();
         let mut arguments: Vec<*mut c_void> = call
-            .arguments
+            .arguments()
             .iter()
             .zip(&pointers)
             .map(|(argument, pointer)| match argument {
@@ -237,7 +237,7 @@ impl Device {
                 Argument::Buffer(_) | Argument::Null => std::ptr::from_ref(pointer).cast_mut().cast(),
             })
             .collect();
-        let [x, y, z] = call.grid;
+        let [x, y, z] = call.grid();
         self.context.bind_to_thread()?;
         // SAFETY: the arguments are those of the kernel, as the emulated tests check for every call that can be made; the
         // driver copies them before it returns. The rest the caller promises.
@@ -245,8 +245,8 @@ impl Device {
             result::launch_kernel(
                 function,
                 (x, y, z),
-                (call.threads, 1, 1),
-                call.shared,
+                (call.threads(), 1, 1),
+                call.shared_bytes(),
                 self.stream.cu_stream(),
                 &mut arguments,
             )

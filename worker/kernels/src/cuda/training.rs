@@ -37,7 +37,7 @@ impl Rings {
         count: usize,
         [partials, learning_rates, limits, step, norms, rates]: [B; 6],
     ) -> Call<B> {
-        let (parts, ring) = (count.div_ceil(SQUARES), self.runs * self.slots);
+        let (parts, ring) = (parts(count), self.runs * self.slots);
         Call::new("adam_rates", [1, self.runs, 1])
             .buffer::<f64>(partials, self.runs * parts)
             .int(parts)
@@ -56,9 +56,14 @@ impl Rings {
 /// Bytes of the factors of one run's update.
 pub const RATES: usize = 8 * size_of::<f32>();
 
+/// Partial sums of the squares of `count` elements.
+pub fn parts(count: usize) -> usize {
+    count.div_ceil(SQUARES)
+}
+
 /// Sums of squares of `grad` (S, count) in parts of 2¹⁴ elements, f64.
 pub fn squares<B: Bytes>(runs: usize, count: usize, [grad, partials]: [B; 2]) -> Call<B> {
-    let parts = count.div_ceil(SQUARES);
+    let parts = parts(count);
     Call::new("squares", [parts, runs, 1]).floats(grad, runs * count).long(count).buffer::<f64>(partials, runs * parts)
 }
 
@@ -110,6 +115,16 @@ pub enum Bases {
     InTurn,
 }
 
+impl Bases {
+    /// Can sequences of so many bases come by theirs like this?
+    pub(super) fn suit(self, bases: usize) -> bool {
+        match self {
+            Self::Drawn | Self::InTurn => bases > 0,
+            Self::Fixed(k) => (k as usize) < bases,
+        }
+    }
+}
+
 /// What the mixtures of all runs share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MixtureShape {
@@ -147,9 +162,9 @@ pub fn mixture<B: Bytes>(
     let all = runs * sequences;
     Call::new("mixture", [sequences, runs, 1])
         .shared(examples * size_of::<f64>() + (examples * dim + rank) * size_of::<f32>())
-        .buffer::<u8>(mixtures, runs * Mixture::BYTES)
+        .indices::<u8>(mixtures, runs * Mixture::BYTES)
         .buffer::<u64>(step, runs)
-        .buffer::<u32>(coordinates, table)
+        .indices::<u32>(coordinates, table)
         .bytes(&shape)
         .floats(tokens, all * 2 * examples * channels)
         .floats(y, all * examples)

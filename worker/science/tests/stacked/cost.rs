@@ -1,0 +1,1 @@
+//! What a step takes: the floor that docs/performance.md speaks of.
