@@ -1,9 +1,16 @@
 //! Launches on a GPU, by the driver's own interface. Neither driver nor toolkit is needed to build this, and where there is
 //! no driver the program starts all the same and is told so.
 //!
+//! [`Gpu`] executes whole programs.
+//!
 //! Not yet run on a device.
 
-use super::{Argument, Bytes, Call, OPTIONS, SOURCES};
+mod gpu;
+mod products;
+
+pub use gpu::{Gpu, Launching, OnGpu};
+
+use super::{Argument, Bytes, Call, Extent, OPTIONS, SOURCES};
 use cudarc::{
     driver::{
         CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result,
@@ -34,6 +41,17 @@ pub enum DeviceError {
     NoDriver,
     /// There is no libnvrtc.
     NoCompiler,
+    /// There is no libcublasLt.
+    NoProducts,
+    /// cuBLASLt has no way to multiply such matrices.
+    Product {
+        of: Extent,
+        reason: String,
+    },
+    /// cuBLASLt fails.
+    Products(String),
+    /// Nothing was captured.
+    NoGraph,
     /// NVRTC refuses a source.
     Refused {
         source: &'static str,
@@ -54,6 +72,12 @@ impl fmt::Display for DeviceError {
             Self::NoCompiler => {
                 write!(f, "there is no NVRTC (libnvrtc.so): install it (pip install nvidia-cuda-nvrtc)")
             }
+            Self::NoProducts => {
+                write!(f, "there is no cuBLASLt (libcublasLt.so): install it (pip install nvidia-cublas)")
+            }
+            Self::Product { of, reason } => write!(f, "cuBLASLt cannot multiply {of:?}: {reason}"),
+            Self::Products(error) => write!(f, "cuBLASLt: {error}"),
+            Self::NoGraph => write!(f, "CUDA captured no graph"),
             Self::Refused { source, log } => write!(f, "NVRTC refuses {source}.cu:\n{log}"),
             Self::Length { buffer, host } => write!(f, "a buffer of {buffer} bytes and {host} on the host"),
             Self::Driver(error) => write!(f, "CUDA: {error}"),
@@ -123,6 +147,8 @@ impl Device {
             return Err(DeviceError::NoCompiler);
         }
         let context = CudaContext::new(ordinal)?;
+        // SAFETY: there is one stream, on which everything happens in order. (Waiting for events would break captures.)
+        unsafe { context.disable_event_tracking() };
         let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared = context.attribute(optin)? as usize;
         let stream = context.new_stream()?;

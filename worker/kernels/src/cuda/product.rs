@@ -66,7 +66,10 @@ impl<B: Bytes> Product<B> {
     /// Where a matrix does not fit its place, one is empty, or those of `out` overlap.
     pub fn new(of: Extent, factors: [Operand<B>; 2], out: (B, usize)) -> Self {
         let product = Self { of, factors, out: Operand::plain(out.0, out.1) };
-        assert!([of.m, of.n, of.k, of.runs].iter().all(|&n| i32::try_from(n).is_ok_and(|n| n > 0)), "no product {of:?}");
+        assert!(
+            [of.m, of.n, of.k, of.runs].iter().all(|&n| i32::try_from(n).is_ok_and(|n| n > 0)),
+            "no product {of:?}"
+        );
         assert!(of.runs == 1 || product.out.stride >= of.m * of.n, "results of {of:?} overlap");
         for (operand, reach) in product.places() {
             assert!(operand.bytes() >= reach, "{of:?}: a matrix needs {reach} bytes of {}", operand.bytes());

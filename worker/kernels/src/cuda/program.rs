@@ -220,7 +220,10 @@ impl Builder {
         let [left, right, out] = product.places();
         [left, right, out].iter().for_each(|(region, reach)| self.check(region, *reach));
         let part = |(region, reach): (&Region, usize)| Region { bytes: reach, ..*region };
-        assert!([left, right].iter().all(|&factor| !part(factor).overlaps(&part(out))), "a product overwrites a factor");
+        assert!(
+            [left, right].iter().all(|&factor| !part(factor).overlaps(&part(out))),
+            "a product overwrites a factor"
+        );
         self.operations.push(Operation::Multiply(product));
     }
 

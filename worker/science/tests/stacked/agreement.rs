@@ -66,7 +66,8 @@ fn a_few_steps_are_those_of_the_cpu(machine: &impl Machine) {
             let (network, moments) = (engine.network(i).unwrap(), engine.moments(i).unwrap());
             let (theirs, their_moments) = (cpu.network().unwrap(), cpu.moments().unwrap());
             // Against the largest of all parameters, for some are zero in exact arithmetic.
-            let all = |network: &Transformer| network.parameters().iter().flat_map(|(_, t)| values(t)).collect::<Vec<_>>();
+            let all =
+                |network: &Transformer| network.parameters().iter().flat_map(|(_, t)| values(t)).collect::<Vec<_>>();
             worst[2] = error(&all(&network), &all(&theirs));
             for (ours, theirs) in moments.iter().zip(&their_moments) {
                 worst[3] = worst[3].max(error(&values(&ours.v), &values(&theirs.v)));

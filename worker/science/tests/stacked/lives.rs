@@ -98,5 +98,8 @@ fn what_cannot_be_is_refused(machine: &impl Machine) {
     let too_far = engine.advance(2, |_, _| 1e-3).err().unwrap();
     assert!(matches!(too_far, StackedError::TooFar { steps: 2, slots: 1 }), "{too_far}");
     let over = Diverged { step: 3, what: "loss is not finite" };
-    assert_eq!(StackedError::Over { run: 1, diverged: over }.to_string(), "run 1 diverged at step 3: loss is not finite");
+    assert_eq!(
+        StackedError::Over { run: 1, diverged: over }.to_string(),
+        "run 1 diverged at step 3: loss is not finite"
+    );
 }

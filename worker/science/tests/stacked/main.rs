@@ -28,7 +28,8 @@ macro_rules! on_machines {
         mod on_a_gpu {
             $(#[test]
             fn $check() {
-                match taskvec_kernels::cuda::device::Gpu::new(0, None) {
+                // Two steps at once, and what is left over.
+                match taskvec_kernels::cuda::device::Gpu::new(0, taskvec_kernels::cuda::device::Launching::Graph(2)) {
                     Ok(gpu) => super::$check(&gpu),
                     Err(error) => eprintln!("\nSKIPPED: runs are not trained on a GPU: {error}\n"),
                 }

@@ -13,11 +13,7 @@ mod step;
 mod writer;
 
 use super::{flat, moments_of, network_of};
-use crate::{
-    course,
-    model::Transformer,
-    optim::Moments,
-};
+use crate::{course, model::Transformer, optim::Moments};
 use layout::Layout;
 use std::fmt;
 use step::{Places, Shape};
