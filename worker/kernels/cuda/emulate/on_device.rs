@@ -1,4 +1,5 @@
 //! The same launches on a GPU, where there is one: its bytes must be those of the emulation.
+#![allow(unsafe_code, reason = "part of worker/kernels, whichever crate's tests it is built with")]
 
 use super::Place;
 use taskvec_kernels::cuda::{Call, device::Device};
