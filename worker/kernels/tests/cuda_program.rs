@@ -101,7 +101,10 @@ fn operations_happen_in_their_order_and_as_often_as_asked() {
     builder.launch(gelu_backward(of, [x, other, x]));
     builder.clear(sum.behind(2));
     let program = builder.finish();
-    assert_eq!(program.cost(), Cost { launches: 1, clears: 1, kernel_bytes: 3 * 16 + 8, ..Cost::default() });
+    assert_eq!(
+        program.cost(),
+        Cost { launches: 1, clears: 1, kernel_bytes: 3 * 16 + 8, memory: 768, ..Cost::default() }
+    );
     assert_eq!(program.plan(), (vec![0, 256, 512], 768));
     let Ok(mut loaded) = Emulated::default().load(program);
     for (place, values) in [(x, [1.0, 2.0, 3.0, 4.0]), (other, [2.0; 4]), (sum, [7.0; 4])] {

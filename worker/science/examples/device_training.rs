@@ -5,13 +5,12 @@
 
 mod common;
 
-use candle_core::Device;
 use common::{Configuration, PAPER, QUICKSTART};
 use taskvec_kernels::cuda::Precision;
 use taskvec_model::spec::DataSpec;
 use taskvec_science::{
-    engine::stacked::{Run, Together, cost},
-    model::Transformer,
+    engine::stacked::{Together, cost},
+    model::Sizes,
     optim,
 };
 
@@ -27,43 +26,19 @@ fn main() -> Result<(), Failure> {
     for (name, texts) in [("quickstart", QUICKSTART), ("paper", PAPER)] {
         if only.as_ref().is_none_or(|o| o == name) {
             let configuration = Configuration::parse(texts)?;
-            floor(name, &configuration)?;
+            floor(name, &configuration);
             measure::all(name, &configuration, seconds)?;
         }
     }
     Ok(())
 }
 
-/// So many seeds of one configuration.
-struct Seeds<'a> {
-    configuration: &'a Configuration,
-    networks: Vec<Transformer>,
-}
-
-impl<'a> Seeds<'a> {
-    fn new(configuration: &'a Configuration, seeds: u64) -> Result<Self, Failure> {
-        let Configuration { model, data, .. } = configuration;
-        let network = |seed| Transformer::init(model, data, seed, &Device::Cpu);
-        Ok(Self { configuration, networks: (0..seeds).map(network).collect::<Result<_, _>>()? })
-    }
-
-    fn runs(&self) -> Vec<Run<'_>> {
-        let DataSpec::SparseLinear(data) = &self.configuration.data;
-        let clip_norm = self.configuration.train.clip_norm;
-        let run = |(seed, network)| Run { network, moments: None, data, seed, step: 0, clip_norm };
-        (0..).zip(&self.networks).map(run).collect()
-    }
-
-    fn together(&self, precision: Precision) -> Together {
-        let train = &self.configuration.train;
-        Together { adam: optim::adam(&train.optimizer), batch: train.batch as usize, precision, slots: SLOTS }
-    }
-}
-
 /// What a step of one run takes, whatever it is computed on.
-fn floor(name: &str, configuration: &Configuration) -> Result<(), Failure> {
-    let seeds = Seeds::new(configuration, 1)?;
-    let (cost, memory) = cost(&seeds.runs(), seeds.together(Precision::F32), 232_448)?;
+fn floor(name: &str, configuration: &Configuration) {
+    let Configuration { model, data, .. } = configuration;
+    let DataSpec::SparseLinear(sparse) = data;
+    let together = together(configuration, Precision::F32);
+    let cost = cost(Sizes::new(model, data), sparse, 1, together, 232_448);
     let giga = |n: usize| n as f64 / 1e9;
     println!(
         "{name}: a step is {} products of {:.2} GFLOP and {:.3} GB, and {} other launches of {:.3} GB; memory {:.2} GB a run",
@@ -72,9 +47,13 @@ fn floor(name: &str, configuration: &Configuration) -> Result<(), Failure> {
         giga(cost.product_bytes),
         cost.launches + cost.clears,
         giga(cost.kernel_bytes),
-        giga(memory),
+        giga(cost.memory),
     );
-    Ok(())
+}
+
+fn together(configuration: &Configuration, precision: Precision) -> Together {
+    let train = &configuration.train;
+    Together { adam: optim::adam(&train.optimizer), batch: train.batch as usize, precision, slots: SLOTS }
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -89,10 +68,39 @@ mod measure {
 
 #[cfg(feature = "cuda")]
 mod measure {
-    use super::{Configuration, Failure, Precision, SLOTS, Seeds};
+    use super::{Configuration, Failure, SLOTS, together};
+    use candle_core::Device;
     use std::time::Instant;
-    use taskvec_kernels::cuda::device::{Gpu, Launching};
-    use taskvec_science::engine::stacked::StackedEngine;
+    use taskvec_kernels::cuda::{
+        Precision,
+        device::{Gpu, Launching},
+    };
+    use taskvec_model::spec::DataSpec;
+    use taskvec_science::{
+        engine::stacked::{Run, StackedEngine},
+        model::Transformer,
+    };
+
+    /// So many seeds of one configuration.
+    struct Seeds<'a> {
+        configuration: &'a Configuration,
+        networks: Vec<Transformer>,
+    }
+
+    impl<'a> Seeds<'a> {
+        fn new(configuration: &'a Configuration, seeds: u64) -> Result<Self, Failure> {
+            let Configuration { model, data, .. } = configuration;
+            let network = |seed| Transformer::init(model, data, seed, &Device::Cpu);
+            Ok(Self { configuration, networks: (0..seeds).map(network).collect::<Result<_, _>>()? })
+        }
+
+        fn runs(&self) -> Vec<Run<'_>> {
+            let DataSpec::SparseLinear(data) = &self.configuration.data;
+            let clip_norm = self.configuration.train.clip_norm;
+            let run = |(seed, network)| Run { network, moments: None, data, seed, step: 0, clip_norm };
+            (0..).zip(&self.networks).map(run).collect()
+        }
+    }
 
     pub fn all(name: &str, configuration: &Configuration, seconds: f64) -> Result<(), Failure> {
         let gpu = match Gpu::new(0, Launching::Each) {
@@ -120,7 +128,7 @@ mod measure {
     /// Steps per second of each run, and the last loss of the first.
     fn one(gpu: &Gpu, seeds: &Seeds<'_>, precision: Precision, seconds: f64) -> Result<(f64, f64), Failure> {
         let train = &seeds.configuration.train;
-        let mut engine = StackedEngine::new(gpu, &seeds.runs(), seeds.together(precision))?;
+        let mut engine = StackedEngine::new(gpu, &seeds.runs(), together(seeds.configuration, precision))?;
         let mut advance = || engine.advance(SLOTS, |_, step| train.learning_rate(step));
         advance()?;
         let (start, mut steps, mut loss) = (Instant::now(), 0, f64::NAN);

@@ -106,8 +106,11 @@ pub struct Cost {
     pub operations: usize,
     /// Bytes of all operands of the products, each once.
     pub product_bytes: usize,
-    /// The same of the kernels' arguments.
+    /// The same of the kernels' arguments, from the first byte to the last: of several runs' parameters, this has in it what
+    /// lies between them.
     pub kernel_bytes: usize,
+    /// Bytes of all buffers.
+    pub memory: usize,
 }
 
 /// Where buffers begin: what vectors and tensor cores like.
@@ -144,7 +147,7 @@ impl Program {
     }
 
     pub fn cost(&self) -> Cost {
-        let mut cost = Cost::default();
+        let mut cost = Cost { memory: self.plan().1, ..Cost::default() };
         for operation in &self.operations {
             match operation {
                 Operation::Launch(call) => {

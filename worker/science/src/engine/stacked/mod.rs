@@ -1,6 +1,6 @@
 //! Training of S runs of one shape side by side on a [`Machine`]: a GPU, or its emulation in the tests.
 //!
-//! A step is a [`Program`], made once: every operation takes all runs at a time, and nothing is allocated, copied or waited
+//! A step is a [program](taskvec_kernels::cuda::program), made once: every operation takes all runs at a time, and nothing is allocated, copied or waited
 //! for within it. The runs' sequences are made on the machine. Their losses and the norms of their gradients go into rings
 //! that the host reads every so many steps, when it also says the learning rates of the steps to come.
 //!
@@ -13,7 +13,11 @@ mod step;
 mod writer;
 
 use super::{flat, moments_of, network_of};
-use crate::{course, model::Transformer, optim::Moments};
+use crate::{
+    course,
+    model::{Sizes, Transformer},
+    optim::Moments,
+};
 use layout::Layout;
 use std::fmt;
 use step::{Places, Shape};
@@ -21,7 +25,7 @@ use taskvec_kernels::{
     Adam,
     cuda::{
         Bytes, Precision,
-        program::{Cost, Loaded, Machine, Program, Region},
+        program::{Cost, Loaded, Machine, Region},
     },
 };
 use taskvec_model::spec::SparseLinear;
@@ -101,7 +105,6 @@ pub struct StackedEngine<L> {
     shape: Shape,
     layout: Layout,
     places: Places,
-    cost: Cost,
     loaded: L,
     runs: Vec<State>,
 }
@@ -140,14 +143,13 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
     ) -> Result<Self> {
         let first = runs.first().ok_or(StackedError::Nothing)?;
         runs.iter().enumerate().try_for_each(|(i, run)| alike(i, run, first))?;
-        let sizes = first.network.sizes();
-        let Together { adam, batch, precision, slots } = together;
-        let shape = Shape { sizes, batch, runs: runs.len(), adam, precision, slots, shared: machine.shared() };
-        let (layout, program, places) = made(&shape, runs);
-        let cost = program.cost();
+        let shape = Shape::new(first.network.sizes(), runs.len(), together, machine.shared());
+        let (layout, slots) = Layout::new(shape.sizes);
+        let sources: Vec<_> = runs.iter().map(|run| step::source(run.data, run.seed)).collect();
+        let (program, places) = step::program(&shape, (&layout, &slots), first.data, &sources);
         let loaded = machine.load(program).map_err(failed)?;
         let states = runs.iter().map(|run| State::At(run.step)).collect();
-        let mut engine = Self { shape, layout, places, cost, loaded, runs: states };
+        let mut engine = Self { shape, layout, places, loaded, runs: states };
         engine.begin(runs)?;
         Ok(engine)
     }
@@ -229,11 +231,6 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
         Ok([tokens?, y?])
     }
 
-    /// What a step takes, of all runs together.
-    pub fn cost(&self) -> Cost {
-        self.cost
-    }
-
     /// A run's values of something that is laid out as parameters are, one parameter after the other.
     fn dense(&self, place: Region, run: usize) -> Result<Vec<f32>> {
         if let State::Over(diverged, _) = self.runs[run] {
@@ -267,23 +264,12 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
     }
 }
 
-/// What a step of these runs takes, without a machine.
-///
-/// # Errors
-/// No run, or runs of different shapes.
-pub fn cost(runs: &[Run<'_>], together: Together, shared: usize) -> Result<(Cost, usize)> {
-    let first = runs.first().ok_or(StackedError::Nothing)?;
-    let Together { adam, batch, precision, slots } = together;
-    let shape = Shape { sizes: first.network.sizes(), batch, runs: runs.len(), adam, precision, slots, shared };
-    let (_, program, _) = made(&shape, runs);
-    Ok((program.cost(), program.plan().1))
-}
-
-fn made(shape: &Shape, runs: &[Run<'_>]) -> (Layout, Program, Places) {
-    let (layout, slots) = Layout::new(shape.sizes);
-    let sources: Vec<_> = runs.iter().map(|run| step::source(run.data, run.seed)).collect();
-    let (program, places) = step::program(shape, (&layout, &slots), runs[0].data, &sources);
-    (layout, program, places)
+/// What a step of so many runs takes, without a machine; `shared` is what a block of it may have.
+pub fn cost(sizes: Sizes, data: &SparseLinear, runs: usize, together: Together, shared: usize) -> Cost {
+    let shape = Shape::new(sizes, runs, together, shared);
+    let (layout, slots) = Layout::new(sizes);
+    let sources = vec![step::source(data, 0); runs];
+    step::program(&shape, (&layout, &slots), data, &sources).0.cost()
 }
 
 /// Can a run share launches with the first?

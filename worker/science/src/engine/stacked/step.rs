@@ -2,6 +2,7 @@
 //! mathematics of the engine on the CPU.
 
 use super::{
+    Together,
     layout::{Layout, Slot},
     pass::Pass,
     writer::Writer,
@@ -38,6 +39,11 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    pub fn new(sizes: Sizes, runs: usize, together: Together, shared: usize) -> Self {
+        let Together { adam, batch, precision, slots } = together;
+        Self { sizes, batch, runs, adam, precision, slots, shared }
+    }
+
     /// Tokens of a run's step, and those at x positions.
     pub fn rows(&self) -> [usize; 2] {
         let n = self.batch * self.sizes.positions;
