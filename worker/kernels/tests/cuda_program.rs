@@ -131,8 +131,8 @@ fn drawing(of: MixtureShape, bases: &[&[u32]]) -> Program {
 }
 
 /// What a panic says.
-fn refusal(make: impl FnOnce()) -> String {
-    let payload = catch_unwind(AssertUnwindSafe(make)).expect_err("it is refused");
+fn refusal<T>(make: impl FnOnce() -> T) -> String {
+    let payload = catch_unwind(AssertUnwindSafe(make)).err().expect("it is refused");
     let plain = || payload.downcast_ref::<&str>().map(|says| (*says).to_owned());
     payload.downcast_ref::<String>().cloned().or_else(plain).expect("a panic says why")
 }
@@ -148,7 +148,7 @@ fn what_would_lead_a_kernel_astray_is_refused() {
         (MixtureShape { channels: 3, ..SHAPE }, &[&[0, 1]], "channels are missing"),
     ];
     for (of, bases, says) in astray {
-        let refusal = refusal(|| drop(drawing(of, bases)));
+        let refusal = refusal(|| drawing(of, bases));
         assert!(refusal.contains(says), "{refusal}");
     }
     let program = drawing(SHAPE, &[&[0, 1], &[2, 3]]);
@@ -189,8 +189,8 @@ fn what_is_of_another_program_or_too_small_is_refused() {
     let says = refusal(|| builder.multiply(Product::new(extent, [a, b], (small.behind(4), 4))));
     assert!(says.contains("overwrites a factor"), "{says}");
     for (stride, place) in [(3, small), (4, small.first(7))] {
-        assert!(!refusal(|| drop(Product::new(extent, [a, b], (place, stride)))).is_empty());
+        assert!(!refusal(|| Product::new(extent, [a, b], (place, stride))).is_empty());
     }
-    let says = refusal(|| drop(Rings { runs: 2, slots: 9 }.mse(1, [small; 5])));
+    let says = refusal(|| Rings { runs: 2, slots: 9 }.mse(1, [small; 5]));
     assert!(says.contains("mse"), "{says}");
 }
