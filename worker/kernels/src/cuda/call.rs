@@ -111,7 +111,7 @@ impl<B: Bytes> Call<B> {
 
     /// A buffer of at least `len` elements of type `T`.
     pub(super) fn buffer<T>(self, buffer: B, len: usize) -> Self {
-        let (has, needs) = (buffer.bytes(), len * size_of::<T>());
+        let (has, needs) = (buffer.bytes(), len.checked_mul(size_of::<T>()).expect("buffers fit the address space"));
         let at = self.arguments.len();
         assert!(has >= needs, "{}: argument {at} has {has} bytes and needs {needs}", self.kernel);
         self.push(Argument::Buffer(buffer), needs)

@@ -106,7 +106,11 @@ impl<B> Product<B> {
     /// The three places, each with the bytes from its beginning that are reached: left, right, result.
     pub fn places(&self) -> [(&B, usize); 3] {
         let [left, right] = &self.factors;
-        let reach = |operand: &Operand<B>, len| ((self.of.runs - 1) * operand.stride + len) * size_of::<f32>();
+        let reach = |operand: &Operand<B>, len: usize| {
+            let before = operand.stride.checked_mul(self.of.runs - 1);
+            let elements = before.and_then(|before| before.checked_add(len));
+            elements.and_then(|n| n.checked_mul(size_of::<f32>())).expect("matrices fit the address space")
+        };
         let [a, b, out] = self.elements();
         [(&left.place, reach(left, a)), (&right.place, reach(right, b)), (&self.out.place, reach(&self.out, out))]
     }

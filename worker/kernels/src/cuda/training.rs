@@ -15,6 +15,12 @@ pub struct Rings {
 }
 
 impl Rings {
+    /// Slots of all runs.
+    fn len(self) -> usize {
+        assert!(self.slots > 0, "a ring has slots");
+        self.runs.checked_mul(self.slots).expect("rings fit the address space")
+    }
+
     /// Mean squared error of `predicted` (S, count) against `target`; the gradient may be `predicted` itself. The loss and
     /// that of predicting 0 go to `losses` (S, slots, 2) of f64 at the slot of `step` (S) of u64.
     pub fn mse<B: Bytes>(self, count: usize, [predicted, target, step, gradient, losses]: [B; 5]) -> Call<B> {
@@ -26,7 +32,7 @@ impl Rings {
             .buffer::<u64>(step, self.runs)
             .int(self.slots)
             .floats(gradient, len)
-            .buffer::<f64>(losses, self.runs * self.slots * 2)
+            .buffer::<f64>(losses, self.len() * 2)
     }
 
     /// The factors of each run's update in `rates` (S × [`RATES`] bytes), from the partial sums of [`squares`]. `limits` (S)
@@ -37,7 +43,7 @@ impl Rings {
         count: usize,
         [partials, learning_rates, limits, step, norms, rates]: [B; 6],
     ) -> Call<B> {
-        let (parts, ring) = (parts(count), self.runs * self.slots);
+        let (parts, ring) = (parts(count), self.len());
         Call::new("adam_rates", [1, self.runs, 1])
             .buffer::<f64>(partials, self.runs * parts)
             .int(parts)

@@ -1,21 +1,31 @@
 //! Runs side by side compute what the engine on the CPU computes.
 
 use crate::{
+    configurations::{Configuration, QUICKSTART},
     emulator::{self, machine::Emulated},
     on_machines,
     runs::{EPSILON, Own, SHAPES, Shape, adam, bits, runs, state, values},
 };
+use candle_core::Device;
 use taskvec_kernels::cuda::{Precision, program::Machine};
+use taskvec_model::spec::DataSpec;
 use taskvec_science::{
     data::{Bases, generate},
     engine::{
         Engine,
-        stacked::{Row, Run, StackedEngine},
+        stacked::{Row, Run, StackedEngine, Together},
     },
     model::Transformer,
+    optim,
+    rng::{Purpose, Stream},
 };
 
-on_machines!(a_few_steps_are_those_of_the_cpu, sequences_are_those_of_the_cpu, lower_precision_stays_near);
+on_machines!(
+    a_few_steps_are_those_of_the_cpu,
+    the_quickstart_begins_as_on_the_cpu,
+    sequences_are_those_of_the_cpu,
+    lower_precision_stays_near,
+);
 
 const STEPS: usize = 3;
 
@@ -102,7 +112,7 @@ fn lower_precision_stays_near(machine: &impl Machine) {
     let own = &runs(shape)[..1];
     let network = shape.network(&own[0]);
     let trained = |precision| {
-        let together = taskvec_science::engine::stacked::Together { precision, ..shape.together(STEPS) };
+        let together = Together { precision, ..shape.together(STEPS) };
         let mut engine = StackedEngine::new(machine, &[own[0].run(&network, None) as Run<'_>], together).unwrap();
         engine.advance(STEPS, |_, _| own[0].rate).unwrap().remove(0).rows
     };
@@ -117,6 +127,25 @@ fn lower_precision_stays_near(machine: &impl Machine) {
             println!("{precision:?}: loss is off by {error:.1e} where {allowed:.1e} are allowed");
             assert!(error > 0.0 && error < allowed, "{precision:?}: {row:?}, not {exact:?}");
         }
+    }
+}
+
+/// The first step of the quickstart as its sweep file says it.
+fn the_quickstart_begins_as_on_the_cpu(machine: &impl Machine) {
+    let Configuration { model, data, train, .. } = Configuration::parse(QUICKSTART).unwrap();
+    let DataSpec::SparseLinear(sparse) = &data;
+    let network = Transformer::init(&model, &data, 3, &Device::Cpu).unwrap();
+    let (adam, batch) = (optim::adam(&train.optimizer), train.batch as usize);
+    let run = Run { network: &network, moments: None, data: sparse, seed: 3, step: 0, clip_norm: None };
+    let together = Together { adam, batch, precision: Precision::F32, slots: 1 };
+    let row = StackedEngine::new(machine, &[run], together).unwrap().advance(1, |_, _| 1e-3).unwrap().remove(0).rows[0];
+    let mut cpu = Engine::new(&network, None, (adam, None), batch).unwrap();
+    let theirs = cpu.gradients(sparse, Stream { seed: 3, purpose: Purpose::Train, step: 1 });
+    let theirs = [theirs.loss, theirs.of_zero, cpu.update(1, 1e-3)];
+    println!("{row:?}, on the CPU {theirs:?}");
+    let allowed = (1024.0 * 2.0 * 27.0f64).sqrt() * f64::from(f32::EPSILON) / 2.0;
+    for (ours, theirs) in [row.loss, row.of_zero, row.norm].iter().zip(theirs) {
+        assert!((ours / theirs - 1.0).abs() < allowed, "{row:?}, not {theirs:?}");
     }
 }
 

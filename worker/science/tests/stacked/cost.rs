@@ -1,9 +1,6 @@
 //! What a step takes: the floor that docs/performance.md speaks of.
 
-#[path = "../../examples/common/mod.rs"]
-mod configurations;
-
-use configurations::{Configuration, PAPER, QUICKSTART};
+use crate::configurations::{Configuration, PAPER, QUICKSTART};
 use taskvec_kernels::cuda::{Precision, program::Cost};
 use taskvec_model::spec::DataSpec;
 use taskvec_science::{

@@ -86,7 +86,9 @@ fn what_cannot_be_is_refused(machine: &impl Machine) {
     let of = |shape: Shape, i: usize| (shape.network(&runs(shape)[i]), runs(shape).swap_remove(i));
     let ((network, own), (wider, others)) = (of(shape, 0), of(other, 0));
     let refused = |runs: &[Run<'_>]| StackedEngine::new(machine, runs, shape.together(1)).err().unwrap();
-    assert!(matches!(refused(&[]), StackedError::Nothing));
+    assert!(matches!(refused(&[]), StackedError::Nothing { runs: 0, .. }));
+    let none = StackedEngine::new(machine, &[own.run(&network, None)], shape.together(0)).err().unwrap();
+    assert!(matches!(none, StackedError::Nothing { runs: 1, batch: 5, slots: 0 }), "{none}");
     let unlike = refused(&[own.run(&network, None), others.run(&wider, None)]);
     assert!(matches!(unlike, StackedError::Unlike { run: 1, what: "model's shape" }), "{unlike}");
     let longer = SparseLinear { rank: 1, ..own.data.clone() };

@@ -3,6 +3,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../examples/common/mod.rs"]
+mod configurations;
 #[path = "../../../kernels/cuda/emulate/emulator.rs"]
 #[allow(dead_code, reason = "each test file uses its part")]
 mod emulator;

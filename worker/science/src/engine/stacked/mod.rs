@@ -88,8 +88,8 @@ pub enum StackedError {
     Tensor(#[from] candle_core::Error),
     #[error("run {run} cannot be trained beside run 0: its {what} is another")]
     Unlike { run: usize, what: &'static str },
-    #[error("there is no run to train")]
-    Nothing,
+    #[error("there is nothing to train: {runs} runs, {batch} sequences of each step, {slots} steps to remember")]
+    Nothing { runs: usize, batch: usize, slots: usize },
     #[error("{steps} steps at once are more than the {slots} that are remembered: advance in several calls")]
     TooFar { steps: usize, slots: usize },
     #[error("run {run} {diverged}")]
@@ -135,13 +135,19 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
     /// Runs of one shape of model and data: their parameters, moments, data's numbers, seeds, steps and limits may differ.
     ///
     /// # Errors
-    /// No run, runs of different shapes, tensors that are not f32 on the CPU, moments of another model, and the machine's.
+    /// Nothing to train, runs of different shapes, tensors that are not f32 on the CPU, moments of another model, and the machine's.
     pub fn new<M: Machine<Loaded = L, Error = L::Error>>(
         machine: &M,
         runs: &[Run<'_>],
         together: Together,
     ) -> Result<Self> {
-        let first = runs.first().ok_or(StackedError::Nothing)?;
+        let first = match runs.first() {
+            Some(first) if together.batch > 0 && together.slots > 0 => first,
+            _ => {
+                let Together { batch, slots, .. } = together;
+                return Err(StackedError::Nothing { runs: runs.len(), batch, slots });
+            }
+        };
         runs.iter().enumerate().try_for_each(|(i, run)| alike(i, run, first))?;
         let shape = Shape::new(first.network.sizes(), runs.len(), together, machine.shared());
         let (layout, slots) = Layout::new(shape.sizes);
