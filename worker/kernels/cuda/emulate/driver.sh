@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the stand-in for NVIDIA's libraries (driver.cpp) in a folder: `driver.sh FOLDER`. With LD_LIBRARY_PATH=FOLDER, tests that
-# want a GPU find one that is emulated.
+# Makes the stand-in for NVIDIA's libraries (driver.cpp) in a folder: `driver.sh FOLDER`. With LD_LIBRARY_PATH=FOLDER, tests
+# that want a GPU find one that is emulated.
 set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")"

@@ -94,6 +94,8 @@ fn what_cannot_be_is_refused(machine: &impl Machine) {
     let longer = SparseLinear { rank: 1, ..own.data.clone() };
     let unlike = refused(&[own.run(&network, None), Run { data: &longer, ..own.run(&network, None) }]);
     assert!(matches!(unlike, StackedError::Unlike { run: 1, what: "data's shape" }), "{unlike}");
+    let unread = refused(&[others.run(&network, None)]);
+    assert!(matches!(unread, StackedError::Unread { run: 0, .. }), "{unread}");
     let unlike = refused(&[Run { moments: Some(&[]), ..own.run(&network, None) }]);
     assert!(matches!(unlike, StackedError::Unlike { run: 0, what: "number of moments" }), "{unlike}");
     let mut engine = shape.engine(machine, &[own], 1);

@@ -1,8 +1,9 @@
 //! Training of S runs of one shape side by side on a [`Machine`]: a GPU, or its emulation in the tests.
 //!
-//! A step is a [program](taskvec_kernels::cuda::program), made once: every operation takes all runs at a time, and nothing is allocated, copied or waited
-//! for within it. The runs' sequences are made on the machine. Their losses and the norms of their gradients go into rings
-//! that the host reads every so many steps, when it also says the learning rates of the steps to come.
+//! A step is a [program](taskvec_kernels::cuda::program), made once: every operation takes all runs at a time, and nothing is
+//! allocated, copied or waited for within it. The runs' sequences are made on the machine. Their losses and the norms of
+//! their gradients go into rings that the host reads every so many steps, when it also says the learning rates of the steps
+//! to come.
 //!
 //! It computes what [`Engine`](super::Engine) computes, to rounding: sums are taken in another order. Runs have nothing in
 //! common but the launches: a run has the same bytes alone and among others, and those do not notice if it diverges.
@@ -88,6 +89,8 @@ pub enum StackedError {
     Tensor(#[from] candle_core::Error),
     #[error("run {run} cannot be trained beside run 0: its {what} is another")]
     Unlike { run: usize, what: &'static str },
+    #[error("the model of run {run}, {sizes:?}, does not read the tokens of its data")]
+    Unread { run: usize, sizes: Sizes },
     #[error("there is nothing to train: {runs} runs, {batch} sequences of each step, {slots} steps to remember")]
     Nothing { runs: usize, batch: usize, slots: usize },
     #[error("{steps} steps at once are more than the {slots} that are remembered: advance in several calls")]
@@ -135,7 +138,8 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
     /// Runs of one shape of model and data: their parameters, moments, data's numbers, seeds, steps and limits may differ.
     ///
     /// # Errors
-    /// Nothing to train, runs of different shapes, tensors that are not f32 on the CPU, moments of another model, and the machine's.
+    /// Nothing to train, runs of different shapes, models of other data, tensors that are not f32 on the CPU, moments of
+    /// another model, and the machine's.
     pub fn new<M: Machine<Loaded = L, Error = L::Error>>(
         machine: &M,
         runs: &[Run<'_>],
@@ -281,13 +285,18 @@ pub fn cost(sizes: Sizes, data: &SparseLinear, runs: usize, together: Together, 
 /// Can a run share launches with the first?
 fn alike(i: usize, run: &Run<'_>, first: &Run<'_>) -> Result<()> {
     let of = |data: &SparseLinear| [data.dim, data.rank, data.examples, data.channels()];
-    let model = run.network.sizes() == first.network.sizes();
-    let data = of(run.data) == of(first.data);
-    match (model, data) {
-        (true, true) => Ok(()),
-        (false, _) => Err(StackedError::Unlike { run: i, what: "model's shape" }),
-        (_, false) => Err(StackedError::Unlike { run: i, what: "data's shape" }),
+    let (sizes, data) = (run.network.sizes(), run.data);
+    if sizes != first.network.sizes() {
+        return Err(StackedError::Unlike { run: i, what: "model's shape" });
     }
+    if of(data) != of(first.data) {
+        return Err(StackedError::Unlike { run: i, what: "data's shape" });
+    }
+    let read = [data.channels() as usize, 2 * data.examples as usize];
+    if [sizes.channels, sizes.positions] != read {
+        return Err(StackedError::Unread { run: i, sizes });
+    }
+    Ok(())
 }
 
 /// The next steps of a run.
