@@ -1,5 +1,7 @@
 //! A launch as plain data.
 
+use std::any::TypeId;
+
 /// Something that holds a kernel's data, or a part of it.
 pub trait Bytes {
     /// How many there are.
@@ -109,18 +111,19 @@ impl<B: Bytes> Call<B> {
         self
     }
 
-    /// A buffer of at least `len` elements of type `T`.
-    pub(super) fn buffer<T>(self, buffer: B, len: usize) -> Self {
+    /// A buffer of at least `len` elements of type `T`. Those of u32 hold rows, columns or other places to go to.
+    pub(super) fn buffer<T: 'static>(mut self, buffer: B, len: usize) -> Self {
+        self.trusting |= TypeId::of::<T>() == TypeId::of::<u32>();
         let (has, needs) = (buffer.bytes(), len.checked_mul(size_of::<T>()).expect("buffers fit the address space"));
         let at = self.arguments.len();
         assert!(has >= needs, "{}: argument {at} has {has} bytes and needs {needs}", self.kernel);
         self.push(Argument::Buffer(buffer), needs)
     }
 
-    /// The same, where the buffer's content decides where the kernel reads or writes.
-    pub(super) fn indices<T>(mut self, buffer: B, len: usize) -> Self {
+    /// A buffer of so many bytes, whose content says, among other things, where the kernel reads or writes.
+    pub(super) fn guide(mut self, buffer: B, len: usize) -> Self {
         self.trusting = true;
-        self.buffer::<T>(buffer, len)
+        self.buffer::<u8>(buffer, len)
     }
 
     fn push(mut self, argument: Argument<B>, reach: usize) -> Self {

@@ -93,8 +93,8 @@ impl Targets {
     fn inputs<B: Bytes>(self, kernel: &'static str, [logits, positions, targets]: [B; 3]) -> Call<B> {
         Call::new(kernel, [self.targets, 1, 1])
             .floats(logits, self.rows * self.classes)
-            .indices::<u32>(positions, self.targets)
-            .indices::<u32>(targets, self.targets)
+            .buffer::<u32>(positions, self.targets)
+            .buffer::<u32>(targets, self.targets)
             .int(self.classes)
     }
 

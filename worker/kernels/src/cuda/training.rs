@@ -168,9 +168,9 @@ pub fn mixture<B: Bytes>(
     let all = runs * sequences;
     Call::new("mixture", [sequences, runs, 1])
         .shared(examples * size_of::<f64>() + (examples * dim + rank) * size_of::<f32>())
-        .indices::<u8>(mixtures, runs * Mixture::BYTES)
+        .guide(mixtures, runs * Mixture::BYTES)
         .buffer::<u64>(step, runs)
-        .indices::<u32>(coordinates, table)
+        .buffer::<u32>(coordinates, table)
         .bytes(&shape)
         .floats(tokens, all * 2 * examples * channels)
         .floats(y, all * examples)

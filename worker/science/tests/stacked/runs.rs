@@ -6,11 +6,11 @@ use taskvec_kernels::{
     Adam,
     cuda::{Precision, program::Machine},
 };
-use taskvec_model::spec::{DataSpec, ModelSpec, Overlap, SparseLinear, YChannel};
+use taskvec_model::spec::{DataSpec, ModelSpec, OptimizerSpec, Overlap, SparseLinear, YChannel};
 use taskvec_science::{
     engine::stacked::{Run, StackedEngine, Together},
     model::Transformer,
-    optim::Moments,
+    optim::{self, Moments},
     rng::{Purpose, Stream},
 };
 
@@ -61,7 +61,7 @@ pub fn runs(shape: Shape) -> Vec<Own> {
 }
 
 pub fn adam() -> Adam {
-    Adam { beta1: 0.9, beta2: 0.9999, epsilon: EPSILON }
+    optim::adam(&OptimizerSpec { epsilon: EPSILON, ..common::train(1).optimizer })
 }
 
 impl Shape {
