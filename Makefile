@@ -5,7 +5,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 DATA ?= .taskvec
 
-.PHONY: help setup build models nvrtc ptx quickstart laptop test lint unit bench clean
+.PHONY: help setup build models nvrtc ptx quickstart laptop test test-gpu lint unit bench clean
 
 help:
 	@echo "make quickstart   build, run sweeps/quickstart.yaml on this machine, print and draw what it showed"
@@ -14,6 +14,7 @@ help:
 	@echo "make nvrtc        NVIDIA's run-time compiler (330 MB, from PyPI) to target/cuda, for the test that CUDA kernels compile"
 	@echo "make ptx          worker/kernels/ptx from worker/kernels/cuda, after a kernel was changed"
 	@echo "make test         formatting, lints, dependency rules, unit, fixture and end-to-end tests"
+	@echo "make test-gpu     what uses a GPU, on a stand-in for NVIDIA's libraries that computes on the CPU"
 	@echo "make bench        timings against PyTorch, cp and bare COPY"
 
 # PostgreSQL's server programs, a C compiler: the only things that cargo does not bring.
@@ -50,6 +51,14 @@ lint: setup
 test: lint
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | tee target/test.log
 	@awk '/^test result/ { passed += $$4; failed += $$6 } END { print passed " passed, " failed " failed" }' target/test.log
+
+# Two ways through products: all runs in one launch, and one after the other.
+STAND_IN := $(CURDIR)/target/stand-in
+ON_STAND_IN := LD_LIBRARY_PATH=$(STAND_IN) $(CARGO) test --locked --workspace --features taskvec-science/cuda
+test-gpu:
+	worker/kernels/cuda/emulate/driver.sh $(STAND_IN)
+	$(ON_STAND_IN) --test cuda_program --test stacked on_a_gpu
+	STAND_IN_WITHOUT_BATCHES=1 $(ON_STAND_IN) --test cuda_program --test stacked on_a_gpu
 
 bench: build
 	benches/run.sh

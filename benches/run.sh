@@ -9,6 +9,9 @@ section() { printf '\n== %s\n' "$1"; }
 section "training on CPU: steps per second, against PyTorch"
 benches/training.sh
 
+section "training on a GPU: steps per second, against PyTorch"
+benches/device.sh
+
 section "prompts of a language model: per second, against transformers and llama.cpp"
 benches/language.sh
 

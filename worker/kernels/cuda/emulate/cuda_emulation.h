@@ -66,6 +66,9 @@ struct Guarded {
         poison();
     }
     void poison() { std::memset(start, 0xff, size); }
+    void release() {
+        if (base) munmap(base, mapped);
+    }
 };
 
 inline Guarded shared;
@@ -82,6 +85,7 @@ struct Fibre {
 };
 
 constexpr unsigned LANES = 32;
+constexpr unsigned MOST_THREADS = 1024;
 constexpr size_t STACK = 128 * 1024;
 
 inline std::vector<Fibre> fibres;
@@ -165,17 +169,20 @@ inline std::vector<unsigned> order_of(unsigned n, unsigned how) {
 }
 
 inline void launch(const std::function<void()>& kernel, Dim3 grid, unsigned threads, size_t bytes, unsigned how) {
-    if (threads == 0 || threads > 1024 || threads % LANES != 0) fail("a block must be 1 to 32 whole warps");
+    if (threads == 0 || threads > MOST_THREADS || threads % LANES != 0) fail("a block must be 1 to 32 whole warps");
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) fail("no such grid");
     if (bytes > 227 * 1024) fail("more shared memory than a block can have");
     body = &kernel;
     gridDim = grid, blockDim = {threads, 1, 1};
     fibres.resize(threads);
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    void* at = mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (at == MAP_FAILED) fail("no memory for stacks");
-    stacks = static_cast<char*>(at);
     seen.resize(threads);
+    if (!stacks) {
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        void* at = mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (at == MAP_FAILED) fail("no memory for stacks");
+        stacks = static_cast<char*>(at);
+    }
+    shared.release();
     shared = Guarded(bytes);
     std::vector<unsigned> order = order_of(threads, how);
     for (unsigned i : order_of(grid.x * grid.y * grid.z, how)) {

@@ -1,6 +1,7 @@
-//! Executes launches on the CPU: the kernels are compiled by g++ with `cuda_emulation.h` into a program that executes
-//! one launch. A module of the tests that need it.
+//! Executes launches and whole programs on the CPU: the kernels are compiled by g++ with `cuda_emulation.h` into a program
+//! that executes what it is told. A module of the tests that need it.
 
+pub mod machine;
 #[cfg(feature = "cuda")]
 mod on_device;
 
@@ -11,7 +12,7 @@ use std::{
     process::{Command, Stdio},
     sync::OnceLock,
 };
-use taskvec_kernels::cuda::{Argument, Bytes, Call, SOURCES};
+use taskvec_kernels::cuda::{Argument, Bytes, Call, Extent, Operand, Product, SOURCES};
 
 /// Orders in which threads and blocks take turns: ascending, descending, shuffled.
 const ORDERS: [u32; 3] = [0, 1, 2];
@@ -97,16 +98,22 @@ impl Memory {
     /// is one and the feature `cuda` is on.
     pub fn run(&mut self, call: &Call<Place>) {
         let program = program().expect("asked for by the caller");
-        let after = ORDERS.map(|order| execute(program, call, &self.buffers, order));
+        let after = ORDERS.map(|order| execute(program, &[Operation::Launch(call.clone())], 1, &self.buffers, order));
         for (other, order) in after.iter().zip(ORDERS).skip(1) {
-            assert!(other == &after[0], "{}: other bytes with threads in order {order}", call.kernel);
+            assert!(other == &after[0], "{}: other bytes with threads in order {order}", call.kernel());
         }
-        let [mut after, ..] = after;
+        let [after, ..] = after;
         #[cfg(feature = "cuda")]
         on_device::assert_same(call, &self.buffers, &after);
+        self.set(&after);
+    }
+
+    /// All that buffers hold, one after the other.
+    fn set(&mut self, mut after: &[u8]) {
         for buffer in &mut self.buffers {
-            let rest = after.split_off(buffer.len());
-            *buffer = std::mem::replace(&mut after, rest);
+            let (content, rest) = after.split_at(buffer.len());
+            buffer.copy_from_slice(content);
+            after = rest;
         }
     }
 }
@@ -135,7 +142,7 @@ fn built() -> Option<PathBuf> {
     let text = |name: &str| std::fs::read_to_string(emulate.join(name)).expect("a source of the emulation");
     let mut hasher = DefaultHasher::new();
     SOURCES.map(|source| source.text()).hash(&mut hasher);
-    [text("cuda_emulation.h"), text("main.cpp")].hash(&mut hasher);
+    ["cuda_emulation.h", "main.cpp", "product.h"].map(text).hash(&mut hasher);
     let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{:016x}", hasher.finish()));
     if !made.exists() {
         build(&emulate, &made);
@@ -168,45 +175,85 @@ fn build(emulate: &Path, made: &Path) {
     std::fs::remove_dir_all(&work).expect("the folder is removed");
 }
 
-/// All buffers as they are afterwards, one after the other.
-fn execute(program: &Path, call: &Call<Place>, buffers: &[Vec<u8>], order: u32) -> Vec<u8> {
+/// What an operation does to buffers.
+enum Operation {
+    Launch(Call<Place>),
+    Multiply(Product<Place>),
+    Clear(Place),
+}
+
+/// All buffers as they are after so many times all operations, one after the other.
+fn execute(program: &Path, operations: &[Operation], times: usize, buffers: &[Vec<u8>], order: u32) -> Vec<u8> {
     let mut child = Command::new(program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program starts");
-    let sent = child.stdin.take().expect("a pipe").write_all(&request(call, buffers, order));
+    let sent = child.stdin.take().expect("a pipe").write_all(&request(operations, times, buffers, order));
     let out = child.wait_with_output().expect("the program ends");
     let errors = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{} ({}): {errors}", call.kernel, out.status);
-    sent.expect("the launch is read");
+    let names = operations.iter().filter_map(|operation| match operation {
+        Operation::Launch(call) => Some(call.kernel()),
+        Operation::Multiply(_) | Operation::Clear(_) => None,
+    });
+    assert!(out.status.success(), "{:?} ({}): {errors}", names.collect::<Vec<_>>(), out.status);
+    sent.expect("the operations are read");
     out.stdout
 }
 
-fn request(call: &Call<Place>, buffers: &[Vec<u8>], order: u32) -> Vec<u8> {
-    let mut out = Vec::new();
-    let number = |out: &mut Vec<u8>, n: usize| out.extend(u32::try_from(n).expect("32 bits").to_le_bytes());
-    let text = |out: &mut Vec<u8>, bytes: &[u8]| {
-        number(out, bytes.len());
-        out.extend(bytes);
-    };
-    text(&mut out, call.kernel.as_bytes());
-    for n in call.grid.into_iter().chain([call.threads, call.shared, order]) {
-        out.extend(n.to_le_bytes());
+fn request(operations: &[Operation], times: usize, buffers: &[Vec<u8>], order: u32) -> Vec<u8> {
+    let mut out = Request(Vec::new());
+    out.numbers([order as usize, buffers.len()]);
+    buffers.iter().for_each(|buffer| out.text(buffer));
+    out.numbers([times, operations.len()]);
+    for operation in operations {
+        match operation {
+            Operation::Launch(call) => out.launch(call),
+            Operation::Multiply(product) => out.product(product),
+            Operation::Clear(place) => out.numbers([2, place.buffer, place.from, place.bytes]),
+        }
     }
-    number(&mut out, buffers.len());
-    buffers.iter().for_each(|buffer| text(&mut out, buffer));
-    number(&mut out, call.arguments.len());
-    for argument in &call.arguments {
-        match argument {
-            Argument::Buffer(place) => [0, place.buffer, place.from].into_iter().for_each(|n| number(&mut out, n)),
-            Argument::Null => number(&mut out, 1),
-            Argument::Value(bytes) => {
-                number(&mut out, 2);
-                text(&mut out, bytes);
+    out.0
+}
+
+/// The program's input.
+struct Request(Vec<u8>);
+
+impl Request {
+    fn numbers(&mut self, numbers: impl IntoIterator<Item = usize>) {
+        let bytes = numbers.into_iter().flat_map(|n| u32::try_from(n).expect("32 bits").to_le_bytes());
+        self.0.extend(bytes);
+    }
+
+    fn text(&mut self, bytes: &[u8]) {
+        self.numbers([bytes.len()]);
+        self.0.extend(bytes);
+    }
+
+    fn launch(&mut self, call: &Call<Place>) {
+        self.numbers([0]);
+        self.text(call.kernel().as_bytes());
+        let sizes = call.grid().into_iter().chain([call.threads(), call.shared_bytes()]);
+        self.numbers(sizes.map(|n| n as usize).chain([call.arguments().len()]));
+        for argument in call.arguments() {
+            match argument {
+                Argument::Buffer(place) => self.numbers([0, place.buffer, place.from]),
+                Argument::Null => self.numbers([1]),
+                Argument::Value(bytes) => {
+                    self.numbers([2]);
+                    self.text(bytes);
+                }
             }
         }
     }
-    out
+
+    fn product(&mut self, product: &Product<Place>) {
+        let Extent { m, n, k, runs, precision } = product.extent();
+        self.numbers([1, m, n, k, runs, precision as usize]);
+        let [left, right] = product.factors();
+        for Operand { place, stride, transposed } in [left, right, product.out()] {
+            self.numbers([place.buffer, place.from, *stride, usize::from(*transposed)]);
+        }
+    }
 }

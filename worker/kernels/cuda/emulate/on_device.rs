@@ -1,4 +1,5 @@
 //! The same launches on a GPU, where there is one: its bytes must be those of the emulation.
+#![allow(unsafe_code, reason = "part of worker/kernels, whichever crate's tests it is built with")]
 
 use super::Place;
 use taskvec_kernels::cuda::{Call, device::Device};
@@ -24,14 +25,14 @@ pub fn assert_same(call: &Call<Place>, buffers: &[Vec<u8>], after: &[u8]) {
             .collect();
         let call = call.map(|place| held[place.buffer].place().behind(place.from / 4));
         // SAFETY: the buffers live to the end of this function, which waits; tests give indices that are within.
-        unsafe { device.launch(&call) }.unwrap_or_else(|error| panic!("{} on the GPU: {error}", call.kernel));
+        unsafe { device.launch(&call) }.unwrap_or_else(|error| panic!("{} on the GPU: {error}", call.kernel()));
         let mut rest = after;
         for (i, buffer) in held.iter().enumerate() {
-            let got = device.read(buffer).unwrap_or_else(|error| panic!("{} on the GPU: {error}", call.kernel));
+            let got = device.read(buffer).unwrap_or_else(|error| panic!("{} on the GPU: {error}", call.kernel()));
             let (want, others) = rest.split_at(got.len());
             rest = others;
             let other = got.chunks(8).zip(want.chunks(8)).position(|(a, b)| !alike(a, b));
-            assert_eq!(other, None, "{}: the GPU's buffer {i} is another from this word of 64 bits on", call.kernel);
+            assert_eq!(other, None, "{}: the GPU's buffer {i} is another from this word of 64 bits on", call.kernel());
         }
     });
 }

@@ -21,7 +21,8 @@ impl Attention {
     }
 
     fn len(self) -> usize {
-        self.sequences * self.tokens * self.width
+        let rows = self.sequences.checked_mul(self.tokens);
+        rows.and_then(|rows| rows.checked_mul(self.width)).expect("activations fit the address space")
     }
 
     /// Queries that a block takes at a time, with so many (chunk, head) and (chunk, T) matrices, and the bytes it needs.

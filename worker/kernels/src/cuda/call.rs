@@ -1,5 +1,7 @@
 //! A launch as plain data.
 
+use std::any::TypeId;
+
 /// Something that holds a kernel's data, or a part of it.
 pub trait Bytes {
     /// How many there are.
@@ -15,17 +17,18 @@ pub enum Argument<B> {
     Value(Vec<u8>),
 }
 
-/// One launch of a kernel.
+/// One launch of a kernel, as only the functions of each kernel make it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call<B> {
-    pub kernel: &'static str,
-    /// Blocks in x, y and z.
-    pub grid: [u32; 3],
-    /// Of a block; whole warps.
-    pub threads: u32,
-    /// Bytes of shared memory of a block, beside those that the kernel always has.
-    pub shared: u32,
-    pub arguments: Vec<Argument<B>>,
+    pub(super) kernel: &'static str,
+    pub(super) grid: [u32; 3],
+    pub(super) threads: u32,
+    pub(super) shared: u32,
+    arguments: Vec<Argument<B>>,
+    /// Bytes that the kernel reaches of each argument.
+    reach: Vec<usize>,
+    /// Does the kernel find its way by what a buffer holds?
+    trusting: bool,
 }
 
 /// Threads of a block where nothing else asks for more or fewer.
@@ -34,6 +37,42 @@ const THREADS: u32 = 256;
 pub(super) const WARP: usize = 32;
 
 impl<B> Call<B> {
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// Blocks in x, y and z.
+    pub fn grid(&self) -> [u32; 3] {
+        self.grid
+    }
+
+    /// Of a block; whole warps.
+    pub fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    /// Bytes of shared memory of a block, beside those that the kernel always has.
+    pub fn shared_bytes(&self) -> u32 {
+        self.shared
+    }
+
+    pub fn arguments(&self) -> &[Argument<B>] {
+        &self.arguments
+    }
+
+    /// The buffers among the arguments, each with the bytes that the kernel reaches of it.
+    pub fn buffers(&self) -> impl Iterator<Item = (&B, usize)> {
+        self.arguments.iter().zip(&self.reach).filter_map(|(argument, reach)| match argument {
+            Argument::Buffer(buffer) => Some((buffer, *reach)),
+            Argument::Null | Argument::Value(_) => None,
+        })
+    }
+
+    /// Does the kernel find its way by what a buffer holds, which nobody checked when the call was made?
+    pub fn trusting(&self) -> bool {
+        self.trusting
+    }
+
     /// The same launch with memory held by something else.
     pub fn map<C>(&self, place: impl Fn(&B) -> C) -> Call<C> {
         let argument = |argument: &Argument<B>| match argument {
@@ -42,7 +81,8 @@ impl<B> Call<B> {
             Argument::Value(bytes) => Argument::Value(bytes.clone()),
         };
         let arguments = self.arguments.iter().map(argument).collect();
-        Call { kernel: self.kernel, grid: self.grid, threads: self.threads, shared: self.shared, arguments }
+        let Self { kernel, grid, threads, shared, trusting, .. } = *self;
+        Call { kernel, grid, threads, shared, arguments, reach: self.reach.clone(), trusting }
     }
 }
 
@@ -51,7 +91,8 @@ impl<B: Bytes> Call<B> {
     pub(super) fn new(kernel: &'static str, grid: [usize; 3]) -> Self {
         assert!(grid.iter().all(|&n| n > 0) && grid[1] < 1 << 16 && grid[2] < 1 << 16, "{kernel}: no grid {grid:?}");
         let grid = grid.map(|n| u32::try_from(n).expect("blocks fit 32 bits"));
-        Self { kernel, grid, threads: THREADS, shared: 0, arguments: Vec::new() }
+        let (arguments, reach) = (Vec::new(), Vec::new());
+        Self { kernel, grid, threads: THREADS, shared: 0, arguments, reach, trusting: false }
     }
 
     /// A thread for each of `count` elements, `runs` times.
@@ -70,12 +111,24 @@ impl<B: Bytes> Call<B> {
         self
     }
 
-    /// A buffer of at least `len` elements of type `T`.
-    pub(super) fn buffer<T>(mut self, buffer: B, len: usize) -> Self {
-        let (has, needs) = (buffer.bytes(), len * size_of::<T>());
+    /// A buffer of at least `len` elements of type `T`. Those of u32 hold rows, columns or other places to go to.
+    pub(super) fn buffer<T: 'static>(mut self, buffer: B, len: usize) -> Self {
+        self.trusting |= TypeId::of::<T>() == TypeId::of::<u32>();
+        let (has, needs) = (buffer.bytes(), len.checked_mul(size_of::<T>()).expect("buffers fit the address space"));
         let at = self.arguments.len();
         assert!(has >= needs, "{}: argument {at} has {has} bytes and needs {needs}", self.kernel);
-        self.arguments.push(Argument::Buffer(buffer));
+        self.push(Argument::Buffer(buffer), needs)
+    }
+
+    /// A buffer of so many bytes, whose content says, among other things, where the kernel reads or writes.
+    pub(super) fn guide(mut self, buffer: B, len: usize) -> Self {
+        self.trusting = true;
+        self.buffer::<u8>(buffer, len)
+    }
+
+    fn push(mut self, argument: Argument<B>, reach: usize) -> Self {
+        self.arguments.push(argument);
+        self.reach.push(reach);
         self
     }
 
@@ -85,19 +138,15 @@ impl<B: Bytes> Call<B> {
     }
 
     /// The same, or none.
-    pub(super) fn maybe_floats(mut self, buffer: Option<B>, len: usize) -> Self {
+    pub(super) fn maybe_floats(self, buffer: Option<B>, len: usize) -> Self {
         match buffer {
             Some(buffer) => self.floats(buffer, len),
-            None => {
-                self.arguments.push(Argument::Null);
-                self
-            }
+            None => self.push(Argument::Null, 0),
         }
     }
 
-    pub(super) fn bytes(mut self, value: &[u8]) -> Self {
-        self.arguments.push(Argument::Value(value.to_vec()));
-        self
+    pub(super) fn bytes(self, value: &[u8]) -> Self {
+        self.push(Argument::Value(value.to_vec()), 0)
     }
 
     /// A count or size of 32 bits.

@@ -1,9 +1,16 @@
 //! Launches on a GPU, by the driver's own interface. Neither driver nor toolkit is needed to build this, and where there is
 //! no driver the program starts all the same and is told so.
 //!
+//! [`Gpu`] executes whole programs.
+//!
 //! Not yet run on a device.
 
-use super::{Argument, Bytes, Call, OPTIONS, SOURCES, Source};
+mod gpu;
+mod products;
+
+pub use gpu::{Gpu, Launching, OnGpu};
+
+use super::{Argument, Bytes, Call, Extent, OPTIONS, SOURCES, Source};
 use cudarc::{
     driver::{
         CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result,
@@ -34,6 +41,17 @@ pub enum DeviceError {
     NoDriver,
     /// There is no libnvrtc.
     NoCompiler,
+    /// There is no libcublasLt.
+    NoProducts,
+    /// cuBLASLt has no way to multiply such matrices.
+    Product {
+        of: Extent,
+        reason: String,
+    },
+    /// cuBLASLt fails.
+    Products(String),
+    /// Nothing was captured.
+    NoGraph,
     /// NVRTC refuses a source.
     Refused {
         source: &'static str,
@@ -54,6 +72,12 @@ impl fmt::Display for DeviceError {
             Self::NoCompiler => {
                 write!(f, "there is no NVRTC (libnvrtc.so): install it (pip install nvidia-cuda-nvrtc)")
             }
+            Self::NoProducts => {
+                write!(f, "there is no cuBLASLt (libcublasLt.so): install it (pip install nvidia-cublas)")
+            }
+            Self::Product { of, reason } => write!(f, "cuBLASLt cannot multiply {of:?}: {reason}"),
+            Self::Products(error) => write!(f, "cuBLASLt: {error}"),
+            Self::NoGraph => write!(f, "CUDA captured no graph"),
             Self::Refused { source, log } => write!(f, "NVRTC refuses {source}.cu:\n{log}"),
             Self::Length { buffer, host } => write!(f, "a buffer of {buffer} bytes and {host} on the host"),
             Self::Driver(error) => write!(f, "CUDA: {error}"),
@@ -136,6 +160,8 @@ impl Device {
             return Err(DeviceError::NoDriver);
         }
         let context = CudaContext::new(ordinal)?;
+        // SAFETY: there is one stream, on which everything happens in order. (Waiting for events would break captures.)
+        unsafe { context.disable_event_tracking() };
         let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared = context.attribute(optin)? as usize;
         let stream = context.new_stream()?;
@@ -223,14 +249,14 @@ impl Device {
     /// # Errors
     /// The driver's.
     pub unsafe fn launch(&self, call: &Call<Place>) -> Result<(), DeviceError> {
-        let function = self.functions.get(call.kernel).copied().expect("calls are of our kernels");
+        let function = self.functions.get(call.kernel()).copied().expect("calls are of our kernels");
         let pointer = |argument: &Argument<Place>| match argument {
             Argument::Buffer(place) => place.pointer,
             Argument::Null | Argument::Value(_) => 0,
         };
-        let pointers: Vec<CUdeviceptr> = call.arguments.iter().map(pointer).collect();
+        let pointers: Vec<CUdeviceptr> = call.arguments().iter().map(pointer).collect();
         let mut arguments: Vec<*mut c_void> = call
-            .arguments
+            .arguments()
             .iter()
             .zip(&pointers)
             .map(|(argument, pointer)| match argument {
@@ -238,7 +264,7 @@ impl Device {
                 Argument::Buffer(_) | Argument::Null => std::ptr::from_ref(pointer).cast_mut().cast(),
             })
             .collect();
-        let [x, y, z] = call.grid;
+        let [x, y, z] = call.grid();
         self.context.bind_to_thread()?;
         // SAFETY: the arguments are those of the kernel, as the emulated tests check for every call that can be made; the
         // driver copies them before it returns. The rest the caller promises.
@@ -246,8 +272,8 @@ impl Device {
             result::launch_kernel(
                 function,
                 (x, y, z),
-                (call.threads, 1, 1),
-                call.shared,
+                (call.threads(), 1, 1),
+                call.shared_bytes(),
                 self.stream.cu_stream(),
                 &mut arguments,
             )

@@ -25,7 +25,8 @@ impl Stacked {
 
     /// Elements of a parameter that has `len` in each run.
     fn of_parameter(self, len: usize) -> usize {
-        (self.runs - 1) * self.stride + len
+        let before = (self.runs - 1).checked_mul(self.stride);
+        before.and_then(|before| before.checked_add(len)).expect("parameters fit the address space")
     }
 
     /// Partial sums of each run over its rows.
@@ -171,6 +172,7 @@ pub fn bias_residual<B: Bytes>(of: Stacked, [x, bias, out]: [B; 3], residual: Op
 
 /// `out = x + bias + positions`, with `positions` (tokens, width) for each sequence of `tokens` rows. `out` may be `x`.
 pub fn bias_positions<B: Bytes>(of: Stacked, tokens: usize, [x, bias, positions, out]: [B; 4]) -> Call<B> {
+    assert!(tokens > 0, "sequences have tokens");
     Call::each("bias_positions", of.rows * of.width, of.runs)
         .floats(x, of.len())
         .floats(bias, of.of_parameter(of.width))

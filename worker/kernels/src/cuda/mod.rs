@@ -8,6 +8,8 @@
 //! [`rounding`]), whatever holds the memory, so that the tests execute on any machine, on a CPU, the very launches that a
 //! GPU is given (`tests/cuda_emulated.rs`).
 //!
+//! A [`program`] is many of them and matrix products in a row, which a machine executes: a whole step of training.
+//!
 //! With the feature `cuda` there is `device`, which launches them on a GPU; the tests then also demand its bytes to be
 //! those of the emulation (`cargo test --features cuda`).
 //!
@@ -22,9 +24,12 @@ mod call;
 pub mod device;
 pub mod language;
 pub mod layers;
+mod product;
+pub mod program;
 pub mod rounding;
 mod sources;
 pub mod training;
 
 pub use call::{Argument, Bytes, Call};
+pub use product::{Extent, Operand, Precision, Product};
 pub use sources::{OPTIONS, SOURCES, Source};

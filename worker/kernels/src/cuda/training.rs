@@ -15,6 +15,12 @@ pub struct Rings {
 }
 
 impl Rings {
+    /// Slots of all runs.
+    fn len(self) -> usize {
+        assert!(self.slots > 0, "a ring has slots");
+        self.runs.checked_mul(self.slots).expect("rings fit the address space")
+    }
+
     /// Mean squared error of `predicted` (S, count) against `target`; the gradient may be `predicted` itself. The loss and
     /// that of predicting 0 go to `losses` (S, slots, 2) of f64 at the slot of `step` (S) of u64.
     pub fn mse<B: Bytes>(self, count: usize, [predicted, target, step, gradient, losses]: [B; 5]) -> Call<B> {
@@ -26,7 +32,7 @@ impl Rings {
             .buffer::<u64>(step, self.runs)
             .int(self.slots)
             .floats(gradient, len)
-            .buffer::<f64>(losses, self.runs * self.slots * 2)
+            .buffer::<f64>(losses, self.len() * 2)
     }
 
     /// The factors of each run's update in `rates` (S × [`RATES`] bytes), from the partial sums of [`squares`]. `limits` (S)
@@ -37,7 +43,7 @@ impl Rings {
         count: usize,
         [partials, learning_rates, limits, step, norms, rates]: [B; 6],
     ) -> Call<B> {
-        let (parts, ring) = (count.div_ceil(SQUARES), self.runs * self.slots);
+        let (parts, ring) = (parts(count), self.len());
         Call::new("adam_rates", [1, self.runs, 1])
             .buffer::<f64>(partials, self.runs * parts)
             .int(parts)
@@ -57,9 +63,14 @@ impl Rings {
 /// Bytes of the factors of one run's update.
 pub const RATES: usize = 9 * size_of::<f32>();
 
+/// Partial sums of the squares of `count` elements.
+pub fn parts(count: usize) -> usize {
+    count.div_ceil(SQUARES)
+}
+
 /// Sums of squares of `grad` (S, count) in parts of 2¹⁴ elements, f64.
 pub fn squares<B: Bytes>(runs: usize, count: usize, [grad, partials]: [B; 2]) -> Call<B> {
-    let parts = count.div_ceil(SQUARES);
+    let parts = parts(count);
     Call::new("squares", [parts, runs, 1]).floats(grad, runs * count).long(count).buffer::<f64>(partials, runs * parts)
 }
 
@@ -111,6 +122,16 @@ pub enum Bases {
     InTurn,
 }
 
+impl Bases {
+    /// Can sequences of so many bases come by theirs like this?
+    pub(super) fn suit(self, bases: usize) -> bool {
+        match self {
+            Self::Drawn | Self::InTurn => bases > 0,
+            Self::Fixed(k) => (k as usize) < bases,
+        }
+    }
+}
+
 /// What the mixtures of all runs share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MixtureShape {
@@ -148,7 +169,7 @@ pub fn mixture<B: Bytes>(
     let all = runs * sequences;
     Call::new("mixture", [sequences, runs, 1])
         .shared(examples * size_of::<f64>() + (examples * dim + rank) * size_of::<f32>())
-        .buffer::<u8>(mixtures, runs * Mixture::BYTES)
+        .guide(mixtures, runs * Mixture::BYTES)
         .buffer::<u64>(step, runs)
         .buffer::<u32>(coordinates, table)
         .bytes(&shape)

@@ -22,6 +22,7 @@ pub const PAPER: [&str; 3] = [
         "warmup":0,"decay":"none","clip_norm":null,"precision":"f32","log_every":20}"#,
 ];
 
+#[allow(dead_code, reason = "not every example has segments")]
 pub struct Configuration {
     pub model: ModelSpec,
     pub data: DataSpec,
@@ -37,6 +38,7 @@ impl Configuration {
     }
 
     /// All of training as one segment.
+    #[allow(dead_code, reason = "not every example has segments")]
     pub fn whole_run(&self, seed: u64) -> Segment<'_> {
         let Self { model, data, train, checkpoints } = self;
         Segment { seed, model, data, train, checkpoints, from: 0, to: train.steps }

@@ -9,6 +9,7 @@
 //! the tests hold the one against the other.
 
 mod piece;
+pub mod stacked;
 
 use crate::{
     data::{self, Bases},
@@ -133,8 +134,7 @@ impl Engine {
     /// # Errors
     /// Tensor errors.
     pub fn network(&self) -> Result<Transformer> {
-        let mut rest = self.parameters.as_slice();
-        Transformer::build(self.sizes, |_, shape| tensor(&mut rest, shape))
+        network_of(self.sizes, &self.parameters)
     }
 
     /// The optimiser's moments, in the order of the model's parameters.
@@ -142,13 +142,7 @@ impl Engine {
     /// # Errors
     /// Tensor errors.
     pub fn moments(&self) -> Result<Vec<Moments>> {
-        let mut moments = Vec::new();
-        let (mut m, mut v) = (self.moments[0].as_slice(), self.moments[1].as_slice());
-        Parameters::build(self.sizes, |_, shape| {
-            moments.push(Moments { m: tensor(&mut m, shape)?, v: tensor(&mut v, shape)? });
-            Ok::<_, candle_core::Error>(())
-        })?;
-        Ok(moments)
+        moments_of(self.sizes, self.moments.each_ref().map(Vec::as_slice))
     }
 }
 
@@ -165,6 +159,21 @@ fn flat<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<f32>> {
         values.extend(tensor.flatten_all()?.to_vec1::<f32>()?);
     }
     Ok(values)
+}
+
+/// The model of these parameters, one after the other.
+fn network_of(sizes: Sizes, mut parameters: &[f32]) -> Result<Transformer> {
+    Transformer::build(sizes, |_, shape| tensor(&mut parameters, shape))
+}
+
+/// The moments of each parameter, from the first and second ones of all.
+fn moments_of(sizes: Sizes, [mut m, mut v]: [&[f32]; 2]) -> Result<Vec<Moments>> {
+    let mut moments = Vec::new();
+    Parameters::build(sizes, |_, shape| {
+        moments.push(Moments { m: tensor(&mut m, shape)?, v: tensor(&mut v, shape)? });
+        Ok::<_, candle_core::Error>(())
+    })?;
+    Ok(moments)
 }
 
 /// The next parameter as a tensor.

@@ -1,0 +1,136 @@
+//! The operations of a step as the model speaks of them: for all runs, with their parameters and gradients.
+
+use super::layout::{Layout, Slot};
+use crate::model::{Affine, LAYER_NORM_EPSILON as EPSILON};
+use taskvec_kernels::cuda::{
+    Call, Extent, Operand, Precision, Product,
+    layers::{self, Stacked},
+    program::{Builder, Region},
+};
+
+/// A program in the making, and where the parameters of all runs and their gradients are, (S, stride).
+pub(super) struct Writer {
+    pub builder: Builder,
+    pub parameters: Region,
+    pub gradients: Region,
+    runs: usize,
+    stride: usize,
+    precision: Precision,
+    /// Partial sums, used again and again.
+    partials: Region,
+}
+
+/// Rows of a run that go into a linear map, their width and that of what comes out.
+#[derive(Clone, Copy)]
+pub(super) struct Map {
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+}
+
+/// How a linear map's weights lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Weights {
+    /// (inputs, outputs).
+    InOut,
+    /// (outputs, inputs).
+    OutIn,
+}
+
+impl Writer {
+    /// `partials` elements of each run are enough for all partial sums.
+    pub fn new(runs: usize, layout: &Layout, precision: Precision, partials: usize) -> Self {
+        let mut builder = Builder::default();
+        let [parameters, gradients, partials] =
+            [layout.stride, layout.stride, partials].map(|len| builder.floats(runs * len));
+        Self { builder, parameters, gradients, runs, stride: layout.stride, precision, partials }
+    }
+
+    /// Room for (S, rows, width).
+    pub fn room(&mut self, rows: usize, width: usize) -> Region {
+        self.builder.floats(self.runs * rows * width)
+    }
+
+    pub fn launch(&mut self, call: Call<Region>) {
+        self.builder.launch(call);
+    }
+
+    /// Activations of that many rows and columns.
+    pub fn activations(&self, rows: usize, width: usize) -> Stacked {
+        Stacked { runs: self.runs, rows, width, stride: self.stride }
+    }
+
+    pub fn parameter(&self, slot: Slot) -> Region {
+        self.parameters.behind(slot.offset)
+    }
+
+    fn gradient(&self, slot: Slot) -> Region {
+        self.gradients.behind(slot.offset)
+    }
+
+    fn multiply(&mut self, [m, n, k]: [usize; 3], factors: [Operand<Region>; 2], out: (Region, usize)) {
+        let of = Extent { m, n, k, runs: self.runs, precision: self.precision };
+        self.builder.multiply(Product::new(of, factors, out));
+    }
+
+    /// `out = x · weight`.
+    pub fn linear(&mut self, of: Map, (weight, lie): (Slot, Weights), x: Region, out: Region) {
+        let Map { rows, inputs, outputs } = of;
+        let weight = Operand { place: self.parameter(weight), stride: self.stride, transposed: lie == Weights::OutIn };
+        let factors = [Operand::plain(x, rows * inputs), weight];
+        self.multiply([rows, outputs, inputs], factors, (out, rows * outputs));
+    }
+
+    /// The gradient by a linear map's input, given that by its output.
+    pub fn by_input(&mut self, of: Map, (weight, lie): (Slot, Weights), grad: Region, out: Region) {
+        let Map { rows, inputs, outputs } = of;
+        let weight = Operand { place: self.parameter(weight), stride: self.stride, transposed: lie == Weights::InOut };
+        let factors = [Operand::plain(grad, rows * outputs), weight];
+        self.multiply([rows, inputs, outputs], factors, (out, rows * inputs));
+    }
+
+    /// The gradients by a linear map's weight and bias.
+    pub fn by_weight(&mut self, of: Map, (affine, lie): (&Affine<Slot>, Weights), x: Region, grad: Region) {
+        let Map { rows, inputs, outputs } = of;
+        let out = (self.gradient(affine.weight), self.stride);
+        match lie {
+            Weights::InOut => {
+                let factors = [Operand::transposed(x, rows * inputs), Operand::plain(grad, rows * outputs)];
+                self.multiply([inputs, outputs, rows], factors, out);
+            }
+            Weights::OutIn => {
+                let factors = [Operand::transposed(grad, rows * outputs), Operand::plain(x, rows * inputs)];
+                self.multiply([outputs, inputs, rows], factors, out);
+            }
+        }
+        self.by_bias(rows, outputs, affine.bias, grad);
+    }
+
+    /// The gradient by something that was added to every row.
+    pub fn by_bias(&mut self, rows: usize, width: usize, bias: Slot, grad: Region) {
+        let of = self.activations(rows, width);
+        self.launch(layers::column_sums(of, [grad, self.partials]));
+        self.launch(layers::sum_partials(of, self.partials, (self.gradient(bias), width), None));
+    }
+
+    pub fn norm(&mut self, rows: usize, width: usize, affine: &Affine<Slot>, x: Region, out: Region) {
+        let of = self.activations(rows, width);
+        let [weight, bias] = [affine.weight, affine.bias].map(|slot| self.parameter(slot));
+        self.launch(layers::layer_norm(of, EPSILON, [x, weight, bias, out]));
+    }
+
+    /// Adds the gradient by `x` to `dx`.
+    pub fn norm_backward(&mut self, [rows, width]: [usize; 2], affine: &Affine<Slot>, [x, grad, dx]: [Region; 3]) {
+        let of = self.activations(rows, width);
+        let weight = self.parameter(affine.weight);
+        let [first, rest] = [affine.weight, affine.bias].map(|slot| (self.gradient(slot), width));
+        self.launch(layers::layer_norm_backward(of, EPSILON, [x, weight, grad, dx, self.partials]));
+        self.launch(layers::sum_partials(of, self.partials, first, Some(rest)));
+    }
+
+    /// Adds a bias to `x` and, where there is one, a residual; `out` may be `x`.
+    pub fn add(&mut self, [rows, width]: [usize; 2], bias: Slot, x: Region, residual: Option<Region>) {
+        let of = self.activations(rows, width);
+        self.launch(layers::bias_residual(of, [x, self.parameter(bias), x], residual));
+    }
+}
