@@ -67,6 +67,7 @@ pub use linear_gelu::linear_gelu;
 pub use linear_residual::linear_residual;
 pub use linear_t::{linear_t, linear_t_residual};
 pub use mse::mse_at;
+pub use precision::Precision;
 pub use rms_norm::rms_norm;
 pub use rotate::rotate;
 pub use sum::sum_of_squares;

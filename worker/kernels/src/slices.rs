@@ -5,9 +5,8 @@
 
 pub use crate::adam::Update;
 pub use crate::float::Float;
-pub use crate::precision::Precision;
 use crate::{
-    adam, attention,
+    Precision, adam, attention,
     dispatch::dispatch,
     product, sum,
     weight::{self, Elements, Left, Order, Weight},

@@ -8,8 +8,9 @@ mod emulator;
 use common::numbers;
 use emulator::machine::Emulated;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use taskvec_kernels::Precision;
 use taskvec_kernels::cuda::{
-    Extent, Operand, Precision, Product,
+    Extent, Operand, Product,
     layers::{Stacked, gelu_backward},
     program::{Buffer, Builder, Cost, Loaded, Machine, Operation, Program, Region, Source},
     training::{Bases, MixtureShape, Rings, mixture},

@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::numbers;
-use taskvec_kernels::slices::{Precision, Products};
+use taskvec_kernels::{Precision, slices::Products};
 
 /// Rounded by candle's own conversion.
 fn rounded(x: &[f32]) -> Result<Vec<f32>> {

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Configuration, PAPER, QUICKSTART};
-use taskvec_kernels::cuda::Precision;
+use taskvec_kernels::Precision;
 use taskvec_model::spec::DataSpec;
 use taskvec_science::{
     engine::stacked::{Together, cost},

@@ -7,18 +7,35 @@ use taskvec_model::{
     metric::{Metrics, TrainLoss},
 };
 
-/// What is trained. Between two steps its state is exactly what a resume checkpoint holds.
-pub(crate) trait Training {
+/// A run between two steps: exactly what a resume checkpoint holds.
+pub(crate) trait State {
     /// Updates made.
     fn step(&self) -> u64;
 
     /// Of update `step`, from 1.
     fn learning_rate(&self, step: u64) -> f64;
 
+    fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError>;
+}
+
+impl<T: State> State for &T {
+    fn step(&self) -> u64 {
+        T::step(self)
+    }
+
+    fn learning_rate(&self, step: u64) -> f64 {
+        T::learning_rate(self, step)
+    }
+
+    fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError> {
+        T::save(self, purpose, sink)
+    }
+}
+
+/// What is trained by itself.
+pub(crate) trait Training: State {
     /// Makes one update and returns the loss before it.
     fn advance(&mut self) -> Result<f64, ScienceError>;
-
-    fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError>;
 }
 
 /// How a segment goes.
@@ -62,7 +79,7 @@ pub(crate) struct Voyage {
 impl Voyage {
     /// # Errors
     /// Whatever the sink returns.
-    pub fn begin(course: Course, training: &dyn Training, sink: &mut dyn Sink) -> Result<Self, ScienceError> {
+    pub fn begin(course: Course, training: &dyn State, sink: &mut dyn Sink) -> Result<Self, ScienceError> {
         if course.fresh {
             training.save(Purpose::Weights, sink)?;
         }
@@ -77,7 +94,7 @@ impl Voyage {
     pub fn after_update(
         &mut self,
         loss: f64,
-        training: &dyn Training,
+        training: &dyn State,
         sink: &mut dyn Sink,
     ) -> Result<Option<Executed>, ScienceError> {
         let (course, step) = (&self.course, training.step());
@@ -107,10 +124,10 @@ impl Voyage {
 /// # Errors
 /// Whatever a step or the sink returns.
 pub(crate) fn run(course: Course, training: &mut dyn Training, sink: &mut dyn Sink) -> Result<Executed, ScienceError> {
-    let mut voyage = Voyage::begin(course, training, sink)?;
+    let mut voyage = Voyage::begin(course, &*training, sink)?;
     loop {
         let loss = training.advance()?;
-        if let Some(executed) = voyage.after_update(loss, training, sink)? {
+        if let Some(executed) = voyage.after_update(loss, &*training, sink)? {
             return Ok(executed);
         }
     }

@@ -34,6 +34,10 @@ pub enum ScienceError {
     #[error("stopped on request before it was finished")]
     Stopped,
 
+    /// What computes the runs of a slot together fails, so none of them goes on.
+    #[error("the runs of this slot cannot be trained together: {0}")]
+    Stack(String),
+
     #[error("selftest job {0} failed, as its sweep file asks (behaviour: fail)")]
     Selftest(u32),
 
@@ -130,7 +134,12 @@ impl ScienceError {
             | Self::UnknownToken { .. }
             | Self::TooManyRows { .. } => Retry::Never,
             Self::Task(_) | Self::Prompt(_) | Self::Tokenizer(_) => Retry::Never,
-            Self::Write(_) | Self::Sink(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => Retry::Allowed,
+            Self::Write(_)
+            | Self::Sink(_)
+            | Self::Stack(_)
+            | Self::Stopped
+            | Self::Selftest(_)
+            | Self::Tensor(_) => Retry::Allowed,
         }
     }
 }

@@ -28,7 +28,7 @@ pub use error::ScienceError;
 pub use execute::execute;
 pub use forward::forward_file;
 pub use models::Models;
-pub use stack::{Member, MemberSink, execute_stack};
+pub use stack::{Member, MemberSink, execute_stack, execute_stack_on};
 /// To be called first in `main` by every process that trains.
 pub use taskvec_kernels::process::prepare as prepare_process;
 

@@ -7,7 +7,7 @@
 use crate::{
     Executed, ScienceError, Sink,
     checkpoint::{self, Identity},
-    course::{self, Course, Training},
+    course::{self, Course, State, Training},
     engine::Engine,
     model::Transformer,
     optim::{self, Moments},
@@ -46,7 +46,7 @@ pub fn train_segment(
     resume: Option<&Path>,
     sink: &mut dyn Sink,
 ) -> Result<Executed, ScienceError> {
-    let mut trainer = Trainer::open(segment, resume)?;
+    let mut trainer = Trainer::at(segment, &Start::of(segment, resume)?)?;
     course::run(segment.course(resume.is_none()), &mut trainer, sink)
 }
 
@@ -55,11 +55,58 @@ impl Segment<'_> {
         Identity { seed: self.seed, model: self.model.clone(), data: self.data.clone() }
     }
 
+    /// Keeps the run as it is after `step` updates, with its moments in a resume state.
+    pub(crate) fn save(
+        &self,
+        step: u64,
+        (network, moments): (&Transformer, Option<&[Moments]>),
+        purpose: Purpose,
+        sink: &mut dyn Sink,
+    ) -> Result<CheckpointRef, ScienceError> {
+        let run = self.identity();
+        sink.checkpoint(step, purpose, &mut |out| checkpoint::write(out, &run, step, network, moments))
+    }
+
     /// `fresh`: it starts from initialisation.
     pub(crate) fn course(&self, fresh: bool) -> Course {
         let TrainSpec { steps, batch, log_every, .. } = *self.train;
         let analysed = self.checkpoints.analysis_steps(steps);
         Course { steps, batch, log_every, analysed, to: self.to, fresh }
+    }
+}
+
+/// Where training begins.
+pub(crate) struct Start {
+    pub network: Transformer,
+    /// None before the first step.
+    pub moments: Option<Vec<Moments>>,
+    /// Updates made.
+    pub step: u64,
+}
+
+impl Start {
+    /// The resume checkpoint, which is at a step in [from, to); without one initialisation, where the segment begins there.
+    pub fn of(segment: &Segment<'_>, resume: Option<&Path>) -> Result<Self, ScienceError> {
+        match resume {
+            Some(path) => Self::saved(segment, path),
+            None if segment.from == 0 => Self::fresh(segment),
+            None => Err(ScienceError::MissingInput(Purpose::Resume)),
+        }
+    }
+
+    fn fresh(segment: &Segment<'_>) -> Result<Self, ScienceError> {
+        let network = Transformer::init(segment.model, segment.data, segment.seed, &Device::Cpu)?;
+        Ok(Self { network, moments: None, step: 0 })
+    }
+
+    fn saved(segment: &Segment<'_>, path: &Path) -> Result<Self, ScienceError> {
+        let saved = checkpoint::read_of(path, &segment.identity(), Purpose::Resume, &Device::Cpu)?;
+        let step = saved.header.step;
+        if !(segment.from..segment.to).contains(&step) {
+            let reason = format!("is at step {step}, outside the segment {} to {}", segment.from, segment.to);
+            return Err(ScienceError::BadCheckpoint { path: path.to_owned(), reason });
+        }
+        Ok(Self { network: saved.network, moments: Some(saved.moments), step })
     }
 }
 
@@ -73,42 +120,17 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// From the resume checkpoint, which is at a step in [from, to); without one from initialisation, where the segment
-    /// begins there.
-    pub(crate) fn open(segment: &Segment<'a>, resume: Option<&Path>) -> Result<Self, ScienceError> {
-        match resume {
-            Some(path) => Self::resume(segment, path),
-            None if segment.from == 0 => Self::fresh(segment),
-            None => Err(ScienceError::MissingInput(Purpose::Resume)),
-        }
-    }
-
     /// Before the first step.
     pub fn fresh(segment: &Segment<'a>) -> Result<Self, ScienceError> {
-        let network = Transformer::init(segment.model, segment.data, segment.seed, &Device::Cpu)?;
-        Self::at(segment, &network, None, 0)
+        Self::at(segment, &Start::fresh(segment)?)
     }
 
-    fn resume(segment: &Segment<'a>, path: &Path) -> Result<Self, ScienceError> {
-        let saved = checkpoint::read_of(path, &segment.identity(), Purpose::Resume, &Device::Cpu)?;
-        let step = saved.header.step;
-        if !(segment.from..segment.to).contains(&step) {
-            let reason = format!("is at step {step}, outside the segment {} to {}", segment.from, segment.to);
-            return Err(ScienceError::BadCheckpoint { path: path.to_owned(), reason });
-        }
-        Self::at(segment, &saved.network, Some(&saved.moments), step)
-    }
-
-    fn at(
-        segment: &Segment<'a>,
-        network: &Transformer,
-        moments: Option<&[Moments]>,
-        step: u64,
-    ) -> Result<Self, ScienceError> {
+    pub(crate) fn at(segment: &Segment<'a>, start: &Start) -> Result<Self, ScienceError> {
         let train = segment.train;
         let optimizer = (optim::adam(&train.optimizer), train.clip_norm);
-        let engine = Engine::new(network, moments, optimizer, train.batch as usize, train.precision)?;
-        Ok(Self { segment: *segment, engine, step, last_loss: None })
+        let moments = start.moments.as_deref();
+        let engine = Engine::new(&start.network, moments, optimizer, train.batch as usize, train.precision)?;
+        Ok(Self { segment: *segment, engine, step: start.step, last_loss: None })
     }
 
     /// Floating-point operations of an update, roughly: three passes of a product and a sum by token and parameter.
@@ -149,6 +171,12 @@ impl<'a> Trainer<'a> {
 }
 
 impl Training for Trainer<'_> {
+    fn advance(&mut self) -> Result<f64, ScienceError> {
+        Trainer::advance(self)
+    }
+}
+
+impl State for Trainer<'_> {
     fn step(&self) -> u64 {
         self.step
     }
@@ -157,19 +185,12 @@ impl Training for Trainer<'_> {
         self.segment.train.learning_rate(step)
     }
 
-    fn advance(&mut self) -> Result<f64, ScienceError> {
-        Trainer::advance(self)
-    }
-
     fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError> {
         let network = self.engine.network()?;
         let moments = match purpose {
             Purpose::Weights => None,
             Purpose::Resume => Some(self.engine.moments()?),
         };
-        let run = self.segment.identity();
-        sink.checkpoint(self.step, purpose, &mut |out| {
-            checkpoint::write(out, &run, self.step, &network, moments.as_deref())
-        })
+        self.segment.save(self.step, (&network, moments.as_deref()), purpose, sink)
     }
 }

@@ -31,5 +31,5 @@ mod sources;
 pub mod training;
 
 pub use call::{Argument, Bytes, Call};
-pub use product::{Extent, Operand, Precision, Product};
+pub use product::{Extent, Operand, Product};
 pub use sources::{OPTIONS, SOURCES, Source};

@@ -1,17 +1,7 @@
 //! Matrix products of S runs, as plain data.
 
 use super::Bytes;
-
-/// How a product of f32 is computed. Sums are in f32 whatever it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// Factors as they are: the reference.
-    F32,
-    /// Factors with 10 bits of mantissa, as tensor cores take them.
-    Tf32,
-    /// Factors rounded to bf16.
-    Bf16,
-}
+use crate::Precision;
 
 /// A matrix of each run, row-major and dense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,7 +19,7 @@ impl Rounded {
         (self.runs - 1) * stride + self.count
     }
 
-    fn call<T, B: Bytes>(self, kernel: &'static str, [from, to]: [B; 2]) -> Call<B> {
+    fn call<T: 'static, B: Bytes>(self, kernel: &'static str, [from, to]: [B; 2]) -> Call<B> {
         let [apart, written] = self.strides;
         Call::each(kernel, self.count, self.runs)
             .floats(from, self.reach(apart))

@@ -22,8 +22,8 @@ use piece::Piece;
 use rayon::prelude::*;
 use std::convert::Infallible;
 use taskvec_kernels::{
-    Adam,
-    slices::{self, Precision as Factors, Update},
+    Adam, Precision as Factors,
+    slices::{self, Update},
 };
 use taskvec_model::spec::{Precision, SparseLinear};
 
@@ -77,11 +77,7 @@ impl Engine {
         if moments.iter().any(|m| m.len() != parameters.len()) {
             candle_core::bail!("moments of {} parameters beside {}", moments[0].len(), parameters.len());
         }
-        let precision = match precision {
-            Precision::F32 => Factors::F32,
-            Precision::Tf32 => Factors::Tf32,
-            Precision::Bf16 => Factors::Bf16,
-        };
+        let precision = factors(precision);
         let piece = |range| Piece::new(sizes, range, parameters.len(), precision);
         let pieces = cut(batch, sizes.positions).into_iter().map(piece);
         let (pieces, gradients) = (pieces.collect(), vec![0.0; parameters.len()]);
@@ -143,6 +139,15 @@ impl Engine {
     /// Tensor errors.
     pub fn moments(&self) -> Result<Vec<Moments>> {
         moments_of(self.sizes, self.moments.each_ref().map(Vec::as_slice))
+    }
+}
+
+/// What a run asks for, as products know it.
+pub(crate) fn factors(precision: Precision) -> Factors {
+    match precision {
+        Precision::F32 => Factors::F32,
+        Precision::Tf32 => Factors::Tf32,
+        Precision::Bf16 => Factors::Bf16,
     }
 }
 

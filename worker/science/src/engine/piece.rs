@@ -6,7 +6,10 @@ use crate::{
     model::{Affine, Block, LAYER_NORM_EPSILON as EPSILON, Parameters, Sizes},
 };
 use std::ops::Range;
-use taskvec_kernels::slices::{self, Precision, Products, Sequences as Shape};
+use taskvec_kernels::{
+    Precision,
+    slices::{self, Products, Sequences as Shape},
+};
 
 /// Space for n tokens of some sequences, or the r = n / 2 of them at x positions, where y is predicted.
 pub(super) struct Piece {

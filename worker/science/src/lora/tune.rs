@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Executed, Models, ScienceError, Sink,
     analysis::natural::Reader,
-    course::{self, Course, Training},
+    course::{self, Course, State, Training},
     model::language::LanguageModel,
     models,
     optim::Optimizer,
@@ -127,14 +127,6 @@ fn resumed(
 }
 
 impl Training for Trainer<'_> {
-    fn step(&self) -> u64 {
-        self.step
-    }
-
-    fn learning_rate(&self, step: u64) -> f64 {
-        self.segment.train.learning_rate(step)
-    }
-
     fn advance(&mut self) -> Result<f64, ScienceError> {
         let Segment { seed, lora, train, .. } = self.segment;
         let step = self.step + 1;
@@ -154,6 +146,16 @@ impl Training for Trainer<'_> {
         self.step = step;
         self.last_loss = Some(found.loss);
         Ok(found.loss)
+    }
+}
+
+impl State for Trainer<'_> {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn learning_rate(&self, step: u64) -> f64 {
+        self.segment.train.learning_rate(step)
     }
 
     fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError> {

@@ -7,8 +7,8 @@ use crate::{
     runs::{EPSILON, Own, SHAPES, Shape, adam, bits, runs, state, values},
 };
 use candle_core::Device;
-use taskvec_kernels::cuda::{Precision, program::Machine};
-use taskvec_model::spec::DataSpec;
+use taskvec_kernels::{Precision, cuda::program::Machine};
+use taskvec_model::spec::{self, DataSpec};
 use taskvec_science::{
     data::{Bases, generate},
     engine::{
@@ -48,7 +48,8 @@ fn error(got: &[f32], want: &[f32]) -> f64 {
 
 /// A run on the CPU: what each step gave, and the engine after them.
 fn on_the_cpu(shape: Shape, own: &Own) -> (Vec<Row>, Engine) {
-    let mut engine = Engine::new(&shape.network(own), None, (adam(), own.clip_norm), shape.batch).unwrap();
+    let mut engine =
+        Engine::new(&shape.network(own), None, (adam(), own.clip_norm), shape.batch, spec::Precision::F32).unwrap();
     let step = |step: u64| {
         let batch = engine.gradients(&own.data, own.stream(step));
         Row { loss: batch.loss, of_zero: batch.of_zero, norm: engine.update(step, own.rate) }
@@ -139,7 +140,7 @@ fn the_quickstart_begins_as_on_the_cpu(machine: &impl Machine) {
     let run = Run { network: &network, moments: None, data: sparse, seed: 3, step: 0, clip_norm: None };
     let together = Together { adam, batch, precision: Precision::F32, slots: 1 };
     let row = StackedEngine::new(machine, &[run], together).unwrap().advance(1, |_, _| 1e-3).unwrap().remove(0).rows[0];
-    let mut cpu = Engine::new(&network, None, (adam, None), batch).unwrap();
+    let mut cpu = Engine::new(&network, None, (adam, None), batch, spec::Precision::F32).unwrap();
     let theirs = cpu.gradients(sparse, Stream { seed: 3, purpose: Purpose::Train, step: 1 });
     let theirs = [theirs.loss, theirs.of_zero, cpu.update(1, 1e-3)];
     println!("{row:?}, on the CPU {theirs:?}");

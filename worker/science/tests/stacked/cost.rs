@@ -1,7 +1,7 @@
 //! What a step takes: the floor that docs/performance.md speaks of.
 
 use crate::configurations::{Configuration, PAPER, QUICKSTART};
-use taskvec_kernels::cuda::{Precision, program::Cost};
+use taskvec_kernels::{Precision, cuda::program::Cost};
 use taskvec_model::spec::DataSpec;
 use taskvec_science::{
     engine::stacked::{Together, cost},

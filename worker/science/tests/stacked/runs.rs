@@ -2,10 +2,7 @@
 
 use crate::common;
 use candle_core::{Device, Tensor};
-use taskvec_kernels::{
-    Adam,
-    cuda::{Precision, program::Machine},
-};
+use taskvec_kernels::{Adam, Precision, cuda::program::Machine};
 use taskvec_model::spec::{DataSpec, ModelSpec, OptimizerSpec, Overlap, SparseLinear, YChannel};
 use taskvec_science::{
     engine::stacked::{Run, StackedEngine, Together},

@@ -6,7 +6,10 @@
 //! the order in which it sums a single one. NVIDIA says so of no particular algorithm; the tests of stacked runs ask the GPU.
 
 use super::{Buffer, Device, DeviceError, Place};
-use crate::cuda::{Extent, Operand, Precision, Product, program::ALIGNMENT};
+use crate::{
+    Precision,
+    cuda::{Extent, Operand, Product, program::ALIGNMENT},
+};
 use cudarc::cublaslt::{
     result::{self, CublasError},
     sys::{

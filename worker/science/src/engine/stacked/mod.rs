@@ -23,9 +23,9 @@ use layout::Layout;
 use std::fmt;
 use step::{Places, Shape};
 use taskvec_kernels::{
-    Adam,
+    Adam, Precision,
     cuda::{
-        Bytes, Precision,
+        Bytes,
         program::{Cost, Loaded, Machine, Region},
     },
 };
@@ -211,6 +211,11 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
             Row { loss: losses[2 * at], of_zero: losses[2 * at + 1], norm: norms[at] }
         };
         Ok(self.runs.iter_mut().enumerate().map(|(i, run)| judged(run, steps, |step| row(i, step))).collect())
+    }
+
+    /// How many there are, those included that have diverged.
+    pub fn runs(&self) -> usize {
+        self.runs.len()
     }
 
     /// The model of a run as it is now.

@@ -12,9 +12,8 @@ use crate::{
     rng::Purpose,
 };
 use taskvec_kernels::{
-    Adam,
+    Adam, Precision,
     cuda::{
-        Precision,
         layers::Stacked,
         program::{Program, Region, Source},
         training::{self, Bases, MixtureShape, RATES, Rings},

@@ -2,10 +2,13 @@
 
 use super::layout::{Layout, Slot};
 use crate::model::{Affine, LAYER_NORM_EPSILON as EPSILON};
-use taskvec_kernels::cuda::{
-    Call, Extent, Operand, Precision, Product,
-    layers::{self, Stacked},
-    program::{Builder, Region},
+use taskvec_kernels::{
+    Precision,
+    cuda::{
+        Call, Extent, Operand, Product,
+        layers::{self, Stacked},
+        program::{Builder, Region},
+    },
 };
 
 /// A program in the making, and where the parameters of all runs and their gradients are, (S, stride).

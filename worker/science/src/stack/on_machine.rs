@@ -1,0 +1,144 @@
+//! Runs of one shape in the memory of a machine: see [`crate::engine::stacked`].
+
+use super::{Crew, Muster};
+use crate::{
+    ScienceError, Sink,
+    course::State,
+    engine::{
+        factors,
+        stacked::{Advanced, Run, StackedEngine, StackedError, Together},
+    },
+    optim,
+    train::{Segment, Start},
+};
+use taskvec_kernels::cuda::program::{Loaded, Machine};
+use taskvec_model::{
+    job::{CheckpointRef, Purpose},
+    spec::DataSpec,
+};
+
+/// Updates between two looks of the host: a tenth of a second of a model that takes a millisecond each.
+const SLOTS: usize = 100;
+
+/// A crew on this machine. All segments have one shape and one optimiser but for its rates, as a
+/// [pack key](taskvec_model::pack::PackKey) says.
+pub(super) fn muster<M: Machine<Loaded: 'static>>(machine: &M) -> Box<Muster<'_>> {
+    Box::new(|starts| {
+        let train = starts[0].0.train;
+        let (adam, precision) = (optim::adam(&train.optimizer), factors(train.precision));
+        let together = Together { adam, batch: train.batch as usize, precision, slots: SLOTS };
+        let runs: Vec<Run<'_>> = starts.iter().map(|(segment, start)| run(segment, start)).collect();
+        let engine = StackedEngine::new(machine, &runs, together)?;
+        let aboard = starts.iter().enumerate().map(|(place, (segment, start))| Aboard {
+            segment: *segment,
+            place,
+            step: start.step,
+            last_loss: None,
+        });
+        Ok(Box::new(OnMachine { engine, aboard: aboard.collect() }))
+    })
+}
+
+fn run<'a>(segment: &Segment<'a>, start: &'a Start) -> Run<'a> {
+    let DataSpec::SparseLinear(data) = segment.data;
+    Run {
+        network: &start.network,
+        moments: start.moments.as_deref(),
+        data,
+        seed: segment.seed,
+        step: start.step,
+        clip_norm: segment.train.clip_norm,
+    }
+}
+
+/// Runs that are still wanted, of those that the engine advances: it goes on with the others, and nobody looks.
+struct OnMachine<'a, L> {
+    engine: StackedEngine<L>,
+    aboard: Vec<Aboard<'a>>,
+}
+
+struct Aboard<'a> {
+    segment: Segment<'a>,
+    /// In the engine.
+    place: usize,
+    /// Updates made.
+    step: u64,
+    last_loss: Option<f64>,
+}
+
+impl Aboard<'_> {
+    fn outcome(&mut self, advanced: &Advanced) -> Result<f64, ScienceError> {
+        // In the precision of the model.
+        let losses = advanced.rows.iter().map(|row| f64::from(row.loss as f32));
+        self.step += advanced.rows.len() as u64;
+        self.last_loss = losses.last().or(self.last_loss);
+        match (advanced.diverged, self.last_loss) {
+            (Some(diverged), last_loss) => {
+                Err(ScienceError::Diverged { step: diverged.step, what: diverged.what, last_loss })
+            }
+            (None, loss) => Ok(loss.unwrap_or(f64::NAN)),
+        }
+    }
+}
+
+impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> Crew for OnMachine<'_, L> {
+    fn stride(&self) -> u64 {
+        SLOTS as u64
+    }
+
+    fn advance(&mut self, updates: u64) -> Vec<Result<f64, ScienceError>> {
+        // Those that left keep the rate of another: what becomes of them does not matter.
+        let mut rates: Vec<Option<Segment<'_>>> = vec![None; self.engine.runs()];
+        self.aboard.iter().for_each(|run| rates[run.place] = Some(run.segment));
+        let rate = |place: usize, step| rates[place].map_or(0.0, |segment| segment.train.learning_rate(step));
+        match self.engine.advance(updates as usize, rate) {
+            Ok(advanced) => self.aboard.iter_mut().map(|run| run.outcome(&advanced[run.place])).collect(),
+            Err(error) => {
+                let why = error.to_string();
+                self.aboard.iter().map(|_| Err(ScienceError::Stack(why.clone()))).collect()
+            }
+        }
+    }
+
+    fn state(&self, place: usize) -> Box<dyn State + '_> {
+        Box::new(Seen { engine: &self.engine, run: &self.aboard[place] })
+    }
+
+    fn remove(&mut self, place: usize) {
+        self.aboard.remove(place);
+    }
+}
+
+/// A run as it is now.
+struct Seen<'a, L> {
+    engine: &'a StackedEngine<L>,
+    run: &'a Aboard<'a>,
+}
+
+impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> State for Seen<'_, L> {
+    fn step(&self) -> u64 {
+        self.run.step
+    }
+
+    fn learning_rate(&self, step: u64) -> f64 {
+        self.run.segment.train.learning_rate(step)
+    }
+
+    fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError> {
+        let network = self.engine.network(self.run.place)?;
+        let moments = match purpose {
+            Purpose::Weights => None,
+            Purpose::Resume => Some(self.engine.moments(self.run.place)?),
+        };
+        self.run.segment.save(self.run.step, (&network, moments.as_deref()), purpose, sink)
+    }
+}
+
+impl From<StackedError> for ScienceError {
+    fn from(error: StackedError) -> Self {
+        match error {
+            StackedError::Tensor(error) => error.into(),
+            other => Self::Stack(other.to_string()),
+        }
+    }
+}
