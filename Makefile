@@ -57,6 +57,7 @@ STAND_IN := $(CURDIR)/target/stand-in
 ON_STAND_IN := LD_LIBRARY_PATH=$(STAND_IN) $(CARGO) test --locked --workspace --features taskvec-science/cuda
 test-gpu:
 	worker/kernels/cuda/emulate/driver.sh $(STAND_IN)
+	$(ON_STAND_IN) --test cuda_emulated --test cuda_extremes --test cuda_training
 	$(ON_STAND_IN) --test cuda_program --test stacked on_a_gpu
 	STAND_IN_WITHOUT_BATCHES=1 $(ON_STAND_IN) --test cuda_program --test stacked on_a_gpu
 

@@ -158,6 +158,14 @@ struct Descriptor {
     int32_t transposed[2] = {0, 0};
 };
 
+struct Preference {
+    uint64_t workspace = 0;
+    uint32_t reductions = 7, alignment = 256;
+};
+
+// How factors are taken.
+constexpr int F32 = 68, BF16 = 75, TF32 = 77;
+
 // The only algorithm. It needs a workspace for each matrix of a batch.
 constexpr uint64_t ALGORITHM = 77;
 constexpr size_t WORKSPACE = 1000;
@@ -191,7 +199,7 @@ static int chosen(const Descriptor* of, const Layout* a, const Layout* b, const 
 
 // Each element summed in the order of the inner dimension, as product.h does.
 static void multiply_columns(Descriptor of, Layout a, Layout b, Layout out, const float* x, const float* y, float* to) {
-    const unsigned cut = of.compute == 77 ? 13 : of.compute == 75 ? 16 : 0;
+    const unsigned cut = of.compute == TF32 ? 13 : of.compute == BF16 ? 16 : 0;
     const uint64_t inner = of.transposed[0] ? a.rows : a.columns;
     for (int run = 0; run < out.batch; run++, x += a.stride, y += b.stride, to += out.stride) {
         for (uint64_t i = 0; i < out.rows; i++) {
@@ -235,23 +243,24 @@ int cublasLtMatmulDescSetAttribute(Descriptor* of, int attribute, const void* va
 }
 int cublasLtMatmulDescDestroy(Descriptor* of) { return delete of, SUCCESS; }
 
-int cublasLtMatmulPreferenceCreate(void** out) { return *out = &machine, SUCCESS; }
-int cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void* value, size_t bytes) {
-    uint64_t limit = 0;
-    uint32_t number = 0;
-    if (attribute == 1) return set(limit, value, bytes);
-    if (attribute == 3) return set(number, value, bytes);
-    if (attribute < 5 || attribute > 8 || set(number, value, bytes) != SUCCESS) return REFUSED;
-    return number >= 4 && number <= 256 ? SUCCESS : REFUSED;
+int cublasLtMatmulPreferenceCreate(Preference** out) { return *out = new Preference, SUCCESS; }
+int cublasLtMatmulPreferenceSetAttribute(Preference* of, int attribute, const void* value, size_t bytes) {
+    uint32_t alignment = 0;
+    if (attribute == 1) return set(of->workspace, value, bytes);
+    if (attribute == 3) return set(of->reductions, value, bytes);
+    if (attribute < 5 || attribute > 8 || set(alignment, value, bytes) != SUCCESS) return REFUSED;
+    of->alignment = std::min(of->alignment, alignment);
+    return alignment >= 4 && alignment <= 256 ? SUCCESS : REFUSED;
 }
-int cublasLtMatmulPreferenceDestroy(void*) { return SUCCESS; }
+int cublasLtMatmulPreferenceDestroy(Preference* of) { return delete of, SUCCESS; }
 
 int cublasLtMatmulAlgoGetHeuristic(
-    void*, Descriptor* of, Layout* a, Layout* b, Layout* c, Layout* out, void*, int, Choice* choice, int* count
+    void*, Descriptor* of, Layout* a, Layout* b, Layout* c, Layout* out, Preference* by, int, Choice* choice, int* count
 ) {
-    *count = 1;
+    // As if tensor cores took no rows but of 16 bytes.
+    *count = of->compute == F32 || by->alignment >= 16;
     // Ours asks for one run.
-    return c == out && out->batch == 1 ? chosen(of, a, b, out, choice) : REFUSED;
+    return c == out && out->batch == 1 && by->workspace >= WORKSPACE ? chosen(of, a, b, out, choice) : REFUSED;
 }
 int cublasLtMatmulAlgoCheck(
     void*, Descriptor* of, Layout* a, Layout* b, Layout*, Layout* out, const uint64_t* algorithm, Choice* choice

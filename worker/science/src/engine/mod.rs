@@ -7,6 +7,8 @@
 //!
 //! It computes what [`Transformer::forward`], its gradients and [`Optimizer`](crate::optim::Optimizer) compute, to rounding;
 //! the tests hold the one against the other.
+//!
+//! That is on the CPU. [`stacked`] trains on a GPU, several runs at a time.
 
 mod piece;
 pub mod stacked;

@@ -21,7 +21,7 @@ use std::rc::Rc;
 pub enum Launching {
     /// One by one.
     Each,
-    /// So many executions of the program at once, as a graph; what is left over, one by one.
+    /// So many executions of the program at once, as a graph; what is left over, and all where that is 0, one by one.
     Graph(usize),
 }
 
@@ -100,7 +100,7 @@ impl Machine for Gpu {
         // Once before the host writes anything: whatever is loaded at first use is then there, and can be captured.
         loaded.once()?;
         loaded.device.stream.synchronize()?;
-        if let Launching::Graph(times) = self.launching {
+        if let Launching::Graph(times @ 1..) = self.launching {
             loaded.graph = Some((loaded.captured(times)?, times));
         }
         Ok(loaded)

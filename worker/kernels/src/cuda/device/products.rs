@@ -73,9 +73,14 @@ impl Library {
         let Extent { m, n, k, runs, precision } = product.extent();
         let [left, right] = product.factors();
         // Columns come first there, so that it sees every matrix transposed: outᵀ = rightᵀ · leftᵀ.
-        let descriptor = Descriptor::new(precision, [right.transposed, left.transposed])?;
         let matrices = [Matrix::new(right, k, n)?, Matrix::new(left, m, k)?, Matrix::new(product.out(), m, n)?];
-        let algorithm = self.chosen(&descriptor, &matrices)?;
+        let choose = |precision| {
+            let descriptor = Descriptor::new(precision, [right.transposed, left.transposed])?;
+            Ok((self.chosen(&descriptor, &matrices)?, descriptor))
+        };
+        // Tensor cores do not take every alignment.
+        let exact = |error| if precision == Precision::F32 { Err(error) } else { choose(Precision::F32) };
+        let (algorithm, descriptor) = choose(precision).or_else(exact)?;
         let mut planned = Planned { library: self.clone(), descriptor, matrices, algorithm, launches: 1, workspace: 0 };
         planned.workspace = match planned.needed(runs) {
             Ok(bytes) if bytes <= WORKSPACE * runs => bytes,
