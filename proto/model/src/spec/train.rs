@@ -28,7 +28,7 @@ pub struct OptimizerSpec {
     pub epsilon: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerKind {
     /// Kingma & Ba 2015, without weight decay, as `torch.optim.Adam`.
