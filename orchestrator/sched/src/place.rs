@@ -26,9 +26,8 @@ pub(crate) fn fill(step: &mut Step<'_>) {
 
 fn next(state: &State) -> Option<(Vec<JobId>, SlotRef)> {
     let (_, sweep) = state.queue.first()?;
-    let job = *state.sweeps.get(sweep)?.ready.first()?;
+    let mut job = *state.sweeps.get(sweep)?.ready.first()?;
     let mut worker = choose(state, job)?;
-    let mut job = job;
     if room(state, job, worker) > 1 {
         job = hindmost(state, job);
         worker = choose(state, job)?;

@@ -2,11 +2,11 @@
 
 use crate::{
     job::JobWork,
-    spec::{Arch, DataSpec, Precision, YChannel},
+    spec::{Arch, DataSpec, OptimizerKind, OptimizerSpec, Precision, YChannel},
 };
 
 /// What must be equal for segments of training to be computed together, step by step: all that fixes the shapes of their
-/// operations, and the steps. Seeds, learning rates, noise, weights and the number of bases may differ.
+/// operations, what an operation is told once for all of them, and the steps. Seeds, learning rates, noise, weights and the number of bases may differ.
 ///
 /// In order, keys of one shape follow each other by their steps, which therefore come last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +22,9 @@ pub struct PackKey {
     /// Sequences per step.
     pub batch: u32,
     pub precision: Precision,
+    pub optimizer: OptimizerKind,
+    /// The optimiser's betas and epsilon, as their bits.
+    pub constants: [u64; 3],
     pub from: u64,
     pub to: u64,
 }
@@ -30,6 +33,7 @@ impl JobWork {
     /// None: it has its slot for itself.
     pub fn pack_key(&self) -> Option<PackKey> {
         let Self::Train { model, data: DataSpec::SparseLinear(data), train, from, to, .. } = self else { return None };
+        let OptimizerSpec { kind, betas: [one, two], epsilon, .. } = train.optimizer;
         Some(PackKey {
             arch: model.arch,
             layers: model.layers,
@@ -41,6 +45,8 @@ impl JobWork {
             y_channel: data.y_channel,
             batch: train.batch,
             precision: train.precision,
+            optimizer: kind,
+            constants: [one, two, epsilon].map(f64::to_bits),
             from: *from,
             to: *to,
         })
@@ -126,6 +132,8 @@ mod tests {
             assert_ne!(one, train(|w| w[part][field] = value.into()).pack_key(), "{field}");
         }
         assert_ne!(one, train(|w| w["data"]["y_channel"] = "own".into()).pack_key());
+        assert_ne!(one, train(|w| w["train"]["optimizer"]["betas"][1] = 0.99.into()).pack_key());
+        assert_ne!(one, train(|w| w["train"]["optimizer"]["epsilon"] = 1e-6.into()).pack_key());
         assert_ne!(one, train(|w| w["to"] = 9.into()).pack_key());
         assert_ne!(one, train(|w| w["from"] = 1.into()).pack_key());
     }

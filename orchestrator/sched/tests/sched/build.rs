@@ -5,7 +5,7 @@ use taskvec_model::{
     job::{Failure, Retry},
     pack::PackKey,
     schedule::{Capacity, Change, JobInfo, Millis, SlotRef, Snapshot, SweepInfo},
-    spec::{Arch, Precision, YChannel},
+    spec::{Arch, OptimizerKind, Precision, YChannel},
     state::{AttemptState, JobState, SweepState, WorkerState},
 };
 use taskvec_sched::{Config, Effect, Event, Message, State, Verdict, step};
@@ -52,6 +52,8 @@ pub fn pack(layers: u32) -> PackKey {
         y_channel: YChannel::Shared,
         batch: 8,
         precision: Precision::F32,
+        optimizer: OptimizerKind::Adam,
+        constants: [0; 3],
         from: 0,
         to: 100,
     }

@@ -37,7 +37,7 @@ fn is_zero(x: &f64) -> bool {
     *x == 0.0
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerKind {
     /// Kingma & Ba 2015, as `torch.optim.Adam`; with weight decay, as `torch.optim.AdamW`.
