@@ -181,7 +181,7 @@ pub struct WorkerStart {
     /// Name shown in tables; default HOST-PID
     #[arg(long)]
     pub name: Option<String>,
-    /// Devices: cpu (this build has no other)
+    /// What it trains on: cpu, or cuda:N for GPU number N (from 0); analyses are computed on the CPU
     #[arg(long, default_value = "cpu", value_delimiter = ',')]
     pub device: Vec<String>,
     /// Jobs at a time

@@ -52,7 +52,7 @@ fn wrong_usage_without_a_server() {
         &["sql"],
         &["sql", "SELECT 1", "--data", &nowhere],
         &["worker", "start", "--data", &nowhere],
-        &["worker", "start", "--server", "http://127.0.0.1:9", "--token", "t", "--device", "cuda:0"],
+        &["worker", "start", "--server", "http://127.0.0.1:9", "--token", "t", "--device", "gpu:0"],
         &["worker", "start", "--server", "http://127.0.0.1:9", "--token", "t", "--slots", "0"],
         &["server", "start", "--data", &nowhere, "--listen", "0.0.0.0:0"],
         &["server", "start", "--data", &nowhere, "--lease", "0"],

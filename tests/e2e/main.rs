@@ -6,6 +6,7 @@ mod failures;
 mod fake_hub;
 mod faults;
 mod forward;
+mod gpu;
 mod hub;
 mod identical;
 mod language;

@@ -162,10 +162,15 @@ impl Stack {
 
     /// One that takes this many runs into its slot.
     pub fn start_stacking_worker(&mut self, stack: u32) -> usize {
+        self.start_worker_with(&["--stack", &stack.to_string()])
+    }
+
+    /// One that is given these arguments.
+    pub fn start_worker_with(&mut self, args: &[&str]) -> usize {
         let index = self.workers.len();
         let mut command = taskvec();
         command.args(["worker", "start", "--threads", "1", "--name", &format!("w{index}")]);
-        command.args(["--stack", &stack.to_string()]);
+        command.args(args);
         if self.tls {
             self.address(&mut command);
         } else {

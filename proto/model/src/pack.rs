@@ -24,7 +24,7 @@ pub struct PackKey {
     pub precision: Precision,
     pub optimizer: OptimizerKind,
     /// The optimiser's betas and epsilon, as their bits.
-    pub constants: [u64; 3],
+    pub constants: [u64; 4],
     pub from: u64,
     pub to: u64,
 }
@@ -33,7 +33,7 @@ impl JobWork {
     /// None: it has its slot for itself.
     pub fn pack_key(&self) -> Option<PackKey> {
         let Self::Train { model, data: DataSpec::SparseLinear(data), train, from, to, .. } = self else { return None };
-        let OptimizerSpec { kind, betas: [one, two], epsilon, .. } = train.optimizer;
+        let OptimizerSpec { kind, betas: [one, two], epsilon, weight_decay, .. } = train.optimizer;
         Some(PackKey {
             arch: model.arch,
             layers: model.layers,
@@ -46,7 +46,7 @@ impl JobWork {
             batch: train.batch,
             precision: train.precision,
             optimizer: kind,
-            constants: [one, two, epsilon].map(f64::to_bits),
+            constants: [one, two, epsilon, weight_decay].map(f64::to_bits),
             from: *from,
             to: *to,
         })

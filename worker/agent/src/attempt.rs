@@ -5,6 +5,7 @@ use crate::{
     blobs::{BlobError, Blobs},
     cache::Pinned,
     control::{Control, Rate, Wish},
+    execute::Execute,
     log::AttemptLog,
     models,
     pack::{Fate, Lost, Ready, Seat},
@@ -16,10 +17,10 @@ use prost::Message;
 use std::{sync::Arc, time::Duration};
 use taskvec_model::{
     id::AttemptRef,
-    job::{Assignment, CheckpointRef, Failure, Handover, JobWork, Produced, Purpose, Retry},
+    job::{Assignment, CheckpointRef, Failure, Handover, Produced, Purpose, Retry},
     metric::Metrics,
 };
-use taskvec_science::{Executed, Inputs, Member, Models, ScienceError, Sink};
+use taskvec_science::{Executed, Inputs, ScienceError};
 use taskvec_wire::{
     MAX_MESSAGE,
     pb::{self, WorkerMessage, worker_message},
@@ -31,37 +32,6 @@ const QUEUED_UPLOADS: usize = 2;
 
 /// How long to wait when the spool cannot be written.
 const SPOOL_RETRY: Duration = Duration::from_secs(1);
-
-/// What computes a job. In production [`Science`]; tests put something simpler in its place.
-pub trait Execute: Send + Sync + 'static {
-    /// Called on a thread of the slot's rayon pool. May panic.
-    fn execute(&self, work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<Executed, ScienceError>;
-
-    /// Computes all jobs of a slot, and tells each sink how its job ended. Called in the same way.
-    fn execute_stack(&self, members: Vec<Member>) {
-        for Member { work, inputs, mut sink } in members {
-            let how = self.execute(&work, &inputs, &mut *sink);
-            sink.ended(how);
-        }
-    }
-}
-
-/// [`taskvec_science::execute`] and [`taskvec_science::execute_stack`].
-#[derive(Default)]
-pub struct Science {
-    /// Shared by all slots.
-    models: Models,
-}
-
-impl Execute for Science {
-    fn execute(&self, work: &JobWork, inputs: &Inputs, sink: &mut dyn Sink) -> Result<Executed, ScienceError> {
-        taskvec_science::execute(work, inputs, &self.models, sink)
-    }
-
-    fn execute_stack(&self, members: Vec<Member>) {
-        taskvec_science::execute_stack(members, &self.models);
-    }
-}
 
 /// What all attempts of a worker share.
 pub struct Workshop {

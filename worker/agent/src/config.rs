@@ -2,6 +2,7 @@
 
 use crate::error::AgentError;
 use std::{fmt, path::PathBuf, time::Duration};
+use taskvec_science::gpu;
 
 /// How much disk the cache of checkpoints takes unless told otherwise.
 const CACHE_BYTES: u64 = 4 << 30;
@@ -18,7 +19,7 @@ pub struct WorkerConfig {
     pub name: String,
     /// Scratch of this worker alone: outcomes that the server has not confirmed, and cached checkpoints.
     pub data_dir: PathBuf,
-    /// Only `cpu` in this build.
+    /// One: `cpu`, or `cuda:N` for training on a GPU.
     pub devices: Vec<String>,
     /// Jobs that run at the same time.
     pub slots: usize,
@@ -59,17 +60,8 @@ impl WorkerConfig {
 
     /// Refuses what this worker could not honour, before anything is touched.
     pub(crate) fn check(&self) -> Result<(), AgentError> {
-        for device in &self.devices {
-            match device.split(':').next() {
-                Some("cpu") if device == "cpu" => {}
-                Some("cuda") => return Err(AgentError::NoCuda(device.clone())),
-                _ => return Err(AgentError::UnknownDevice(device.clone())),
-            }
-        }
+        self.device()?;
         let wrong = |what: &str| Err(AgentError::Config(what.to_owned()));
-        if self.devices.len() != 1 {
-            return wrong("exactly one device is needed in this build: `cpu`");
-        }
         if self.slots == 0 {
             return wrong("slots must be at least 1");
         }
@@ -86,9 +78,39 @@ impl WorkerConfig {
     }
 }
 
+/// What a worker trains on. Everything else is computed on the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    Cpu,
+    Cuda(usize),
+}
+
 impl WorkerConfig {
+    /// The one device; a GPU is there and can be used.
+    pub(crate) fn device(&self) -> Result<Device, AgentError> {
+        let [name] = self.devices.as_slice() else {
+            return Err(AgentError::Config(
+                "exactly one device is needed: `cpu` or `cuda:N`; start a worker for each".to_owned(),
+            ));
+        };
+        let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+        match (name.as_str(), number) {
+            ("cpu", _) => Ok(Device::Cpu),
+            (_, Some(ordinal)) => match gpu::free_bytes(ordinal) {
+                Ok(_) => Ok(Device::Cuda(ordinal)),
+                Err(reason) => Err(AgentError::NoGpu { device: name.clone(), reason }),
+            },
+            _ => Err(AgentError::UnknownDevice(name.clone())),
+        }
+    }
+
+    /// What the runs of one slot may take: of the machine's memory half, of a GPU's nine tenths of what is free.
     pub(crate) fn stack_bytes_of(&self, slots: usize) -> u64 {
-        self.stack_bytes.unwrap_or_else(|| machine_bytes() / 2 / slots.max(1) as u64)
+        let all = || match self.device() {
+            Ok(Device::Cuda(ordinal)) => gpu::free_bytes(ordinal).unwrap_or(0) / 10 * 9,
+            _ => machine_bytes() / 2,
+        };
+        self.stack_bytes.unwrap_or_else(|| all() / slots.max(1) as u64)
     }
 }
 
@@ -165,8 +187,12 @@ mod tests {
             config.check().expect_err("is refused").to_string()
         };
         assert!(config().check().is_ok());
-        assert!(refused(|c| c.devices = vec!["cuda:0".into()]).contains("without CUDA"));
-        assert!(refused(|c| c.devices = vec!["gpu".into()]).contains("`gpu`"));
+        assert!(refused(|c| c.devices = vec!["cuda:1000".into()]).starts_with("device `cuda:1000`: "));
+        for device in ["gpu", "cuda", "cuda:x", "cpu:0"] {
+            let mut config = config();
+            config.devices = vec![device.into()];
+            assert!(config.check().unwrap_err().to_string().contains(&format!("`{device}`")), "{device}");
+        }
         assert!(refused(|c| c.devices = vec![]).contains("exactly one device"));
         assert!(refused(|c| c.slots = 0).contains("slots"));
         assert!(refused(|c| c.stack = 0).contains("at least 1"));

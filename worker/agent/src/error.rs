@@ -1,16 +1,17 @@
 //! Why a worker process ends in other ways than by leaving.
 
 use std::{io, path::PathBuf, time::Duration};
+use taskvec_science::gpu;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error("invalid worker configuration: {0}")]
     Config(String),
 
-    #[error("device `{0}`: this build runs without CUDA; use `--device cpu`")]
-    NoCuda(String),
+    #[error("device `{device}`: {reason}; `--device cpu` needs none")]
+    NoGpu { device: String, reason: gpu::NoGpu },
 
-    #[error("`{0}` is not a device; this build knows `cpu`")]
+    #[error("`{0}` is not a device: `cpu` or `cuda:N`, N being the GPU's number from 0")]
     UnknownDevice(String),
 
     #[error("server address `{url}`: {reason}")]

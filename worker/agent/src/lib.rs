@@ -19,6 +19,7 @@ mod control;
 mod cores;
 mod data_dir;
 mod error;
+mod execute;
 mod link;
 mod log;
 mod models;
@@ -28,9 +29,9 @@ mod sink;
 mod slots;
 mod spool;
 
-pub use attempt::{Execute, Science};
 pub use config::{Backoff, Secret, WorkerConfig, host, machine_bytes};
 pub use error::AgentError;
+pub use execute::{Execute, Science};
 pub use taskvec_science::prepare_process;
 
 use crate::{
@@ -50,11 +51,13 @@ const EVENTS: usize = 16;
 /// Works until the server drains this worker or `shutdown` resolves, then leaves politely: training is handed over,
 /// other jobs finish within the grace time, everything is reported.
 pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-    run_with(config, Arc::new(Science::default()), shutdown, std::future::pending()).await
+    let science = Science::on(config.device()?);
+    run_with(config, Arc::new(science), shutdown, std::future::pending()).await
 }
 
 /// As [`run`], leaving politely at the first SIGTERM or SIGINT (or when `leave` resolves) and at once at the second.
 pub async fn run_until_signalled(config: WorkerConfig, leave: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let science = Science::on(config.device()?);
     let refused = |e: std::io::Error| AgentError::System(format!("no signal handler: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(refused)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(refused)?;
@@ -75,7 +78,7 @@ pub async fn run_until_signalled(config: WorkerConfig, leave: impl Future<Output
         }
     };
     tokio::select! {
-        result = run_with(config, Arc::new(Science::default()), first, at_least(seen.clone(), 2)) => result,
+        result = run_with(config, Arc::new(science), first, at_least(seen.clone(), 2)) => result,
         () = counting => Ok(()),
     }
 }

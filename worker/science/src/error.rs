@@ -134,12 +134,9 @@ impl ScienceError {
             | Self::UnknownToken { .. }
             | Self::TooManyRows { .. } => Retry::Never,
             Self::Task(_) | Self::Prompt(_) | Self::Tokenizer(_) => Retry::Never,
-            Self::Write(_)
-            | Self::Sink(_)
-            | Self::Stack(_)
-            | Self::Stopped
-            | Self::Selftest(_)
-            | Self::Tensor(_) => Retry::Allowed,
+            Self::Write(_) | Self::Sink(_) | Self::Stack(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => {
+                Retry::Allowed
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod engine;
 mod error;
 mod execute;
 mod forward;
+pub mod gpu;
 pub mod hook;
 pub mod load;
 pub mod lora;

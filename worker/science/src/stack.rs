@@ -52,6 +52,13 @@ pub fn execute_stack_on<M: Machine<Loaded: 'static>>(members: Vec<Member>, model
     one_after_the_other(others, models);
 }
 
+/// Where there is no such machine: training fails, with the reason; everything else needs none.
+pub(crate) fn without_machine(members: Vec<Member>, models: &Models, why: &str) {
+    let (training, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|m| segment(&m.work).is_some());
+    training.into_iter().for_each(|member| member.sink.ended(Err(ScienceError::Stack(why.to_owned()))));
+    one_after_the_other(others, models);
+}
+
 fn one_after_the_other(members: Vec<Member>, models: &Models) {
     for Member { work, inputs, mut sink } in members {
         let how = execute(&work, &inputs, models, &mut *sink);

@@ -53,7 +53,7 @@ pub fn pack(layers: u32) -> PackKey {
         batch: 8,
         precision: Precision::F32,
         optimizer: OptimizerKind::Adam,
-        constants: [0; 3],
+        constants: [0; 4],
         from: 0,
         to: 100,
     }

@@ -175,6 +175,14 @@ impl Device {
         self.shared
     }
 
+    /// Bytes of memory that nobody has.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn free_bytes(&self) -> Result<u64, DeviceError> {
+        Ok(self.context.mem_get_info()?.0 as u64)
+    }
+
     fn load(&mut self, ptx: PtxOf) -> Result<(), DeviceError> {
         let capability = self.context.compute_capability()?;
         self.context.bind_to_thread()?;

@@ -11,6 +11,7 @@ mod emulator;
 
 mod agreement;
 mod cost;
+mod jobs;
 mod lives;
 mod runs;
 

@@ -43,6 +43,14 @@ impl Gpu {
         Ok(Self { device: Rc::new(device), library, launching })
     }
 
+    /// Bytes of its memory that nobody has.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn free_bytes(&self) -> Result<u64, DeviceError> {
+        self.device.free_bytes()
+    }
+
     /// The same GPU, launching in another way.
     pub fn launching(&self, launching: Launching) -> Self {
         Self { device: self.device.clone(), library: self.library.clone(), launching }
