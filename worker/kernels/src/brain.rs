@@ -65,6 +65,7 @@ fn rounded_pairs(x: &[f32]) -> Vec<f32> {
 }
 
 dispatch! {
+    #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
     fn round<T: Float, M: Isa>(x: &[f32], out: &mut [MaybeUninit<f32>]) {
         for (out, x) in out.iter_mut().zip(x) {
             out.write(Brain::nearest(*x).value());
@@ -73,6 +74,7 @@ dispatch! {
 }
 
 dispatch! {
+    #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
     fn round_pairs<T: Float, M: Isa>(x: &[[f32; 2]], out: &mut [MaybeUninit<f32>]) {
         for (out, [first, second]) in out.iter_mut().zip(x) {
             let second = u32::from(Brain::nearest(*second).0);

@@ -63,6 +63,7 @@ fn nearest(x: f32, dropped: u32) -> f32 {
 }
 
 dispatch! {
+    #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
     fn round<T: Float, M: Isa>(from: &[f32], to: &mut [f32], dropped: u32) {
         to.iter_mut().zip(from).for_each(|(to, from)| *to = nearest(*from, dropped));
     }

@@ -68,10 +68,9 @@ struct Aboard<'a> {
 
 impl Aboard<'_> {
     fn outcome(&mut self, advanced: &Advanced) -> Result<f64, ScienceError> {
-        // In the precision of the model.
-        let losses = advanced.rows.iter().map(|row| f64::from(row.loss as f32));
         self.step += advanced.rows.len() as u64;
-        self.last_loss = losses.last().or(self.last_loss);
+        // In the precision of the model.
+        self.last_loss = advanced.rows.last().map(|row| f64::from(row.loss as f32)).or(self.last_loss);
         match (advanced.diverged, self.last_loss) {
             (Some(diverged), last_loss) => {
                 Err(ScienceError::Diverged { step: diverged.step, what: diverged.what, last_loss })
