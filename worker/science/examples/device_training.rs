@@ -71,9 +71,9 @@ mod measure {
     use super::{Configuration, Failure, SLOTS, together};
     use candle_core::Device;
     use std::time::Instant;
-    use taskvec_kernels::cuda::{
+    use taskvec_kernels::{
         Precision,
-        device::{Gpu, Launching},
+        cuda::device::{Gpu, Launching},
     };
     use taskvec_model::spec::DataSpec;
     use taskvec_science::{
