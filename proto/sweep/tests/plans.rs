@@ -55,6 +55,7 @@ fn every_committed_sweep_file_plans_without_a_fault() {
             ("paper-prompting", 4, 4),
             ("paper-synthetic", 5, 5 * (1 + 40 + 2 * 24)),
             ("paper-words", 12, 12 * 3),
+            ("precision", 9, 9 * (1 + 6 + 2 * 31)),
             ("quickstart", 4, 4 * (1 + 6 + 2 * 11)),
             ("quickstart-patching", 4, 4 * (1 + 6 + 2)),
             ("selftest", 1, 20),

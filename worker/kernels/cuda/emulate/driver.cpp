@@ -1,11 +1,11 @@
-// A stand-in for libcuda, libnvrtc and libcublasLt that executes on the CPU, so that a machine without a GPU can test how
-// ours calls them: one library under three names (see driver.sh), with the functions that ours uses and no others.
+// A stand-in for libcuda and libcublasLt that executes on the CPU, so that a machine without a GPU can test how
+// ours calls them: one library under two names (see driver.sh), with the functions that ours uses and no others.
 //
 // Memory of the device is memory of the host, filled with ones: NaN. Nothing is asynchronous, but what is captured is
 // recorded, and done when the graph is launched. What the real libraries forbid or leave undefined is an error here: a
 // synchronisation, copy or allocation during a capture, matrices that do not fit each other, an attribute of another
-// size, an algorithm or a workspace that was not asked for. "Compiled" kernels are their sources: a function is found
-// by its name in them, and g++ has compiled it.
+// size, an algorithm or a workspace that was not asked for. A function is found by its name in the PTX, and is what g++
+// makes of its source.
 #include "cuda_emulation.h"
 #include "product.h"
 
@@ -136,15 +136,6 @@ int cuGraphLaunch(void* graph, void*) {
 int cuGraphExecDestroy(void*) { return SUCCESS; }
 int cuGraphDestroy(void* graph) { return delete static_cast<Graph*>(graph), SUCCESS; }
 
-int nvrtcCreateProgram(char** out, const char* text, const char*, int, const char* const*, const char* const*) {
-    return *out = strdup(text), SUCCESS;
-}
-int nvrtcCompileProgram(char*, int, const char* const*) { return SUCCESS; }
-int nvrtcGetProgramLogSize(char*, size_t* out) { return *out = 1, SUCCESS; }
-int nvrtcGetProgramLog(char*, char* out) { return *out = 0, SUCCESS; }
-int nvrtcGetPTXSize(char* text, size_t* out) { return *out = std::strlen(text) + 1, SUCCESS; }
-int nvrtcGetPTX(char* text, char* out) { return std::strcpy(out, text), SUCCESS; }
-int nvrtcDestroyProgram(char** text) { return std::free(*text), SUCCESS; }
 }
 
 // A matrix as cuBLASLt has it: columns first.

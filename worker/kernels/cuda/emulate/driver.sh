@@ -11,5 +11,5 @@ cd "$(dirname "$0")"
 g++ -std=c++17 -O2 -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wextra -Werror \
     -I "$folder" -I .. -I . driver.cpp -o "$folder/libcuda.so.1"
 # One library under all names: what is captured knows of products.
-for name in libnvrtc.so.13 libcublasLt.so.13; do ln -sf libcuda.so.1 "$folder/$name"; done
+ln -sf libcuda.so.1 "$folder/libcublasLt.so.13"
 echo "$folder"

@@ -10,13 +10,10 @@ mod products;
 
 pub use gpu::{Gpu, Launching, OnGpu};
 
-use super::{Argument, Bytes, Call, Extent, OPTIONS, SOURCES, Source};
-use cudarc::{
-    driver::{
-        CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result,
-        sys::{self, CUdeviceptr, CUfunction, CUmodule},
-    },
-    nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
+use super::{Argument, Bytes, Call, Extent, SOURCES};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result,
+    sys::{self, CUdeviceptr, CUfunction, CUmodule},
 };
 use std::{
     collections::BTreeMap,
@@ -39,8 +36,6 @@ pub struct Device {
 pub enum DeviceError {
     /// There is no libcuda: no driver is installed.
     NoDriver,
-    /// There is no libnvrtc.
-    NoCompiler,
     /// There is no libcublasLt.
     NoProducts,
     /// cuBLASLt has no way to multiply such matrices.
@@ -52,11 +47,6 @@ pub enum DeviceError {
     Products(String),
     /// Nothing was captured.
     NoGraph,
-    /// NVRTC refuses a source.
-    Refused {
-        source: &'static str,
-        log: String,
-    },
     /// A buffer and the host's memory beside it differ in length.
     Length {
         buffer: usize,
@@ -69,16 +59,12 @@ impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoDriver => write!(f, "there is no CUDA driver (libcuda.so.1): install NVIDIA's driver"),
-            Self::NoCompiler => {
-                write!(f, "there is no NVRTC (libnvrtc.so): install it (pip install nvidia-cuda-nvrtc)")
-            }
             Self::NoProducts => {
                 write!(f, "there is no cuBLASLt (libcublasLt.so): install it (pip install nvidia-cublas)")
             }
             Self::Product { of, reason } => write!(f, "cuBLASLt cannot multiply {of:?}: {reason}"),
             Self::Products(error) => write!(f, "cuBLASLt: {error}"),
             Self::NoGraph => write!(f, "CUDA captured no graph"),
-            Self::Refused { source, log } => write!(f, "NVRTC refuses {source}.cu:\n{log}"),
             Self::Length { buffer, host } => write!(f, "a buffer of {buffer} bytes and {host} on the host"),
             Self::Driver(error) => write!(f, "CUDA: {error}"),
         }
@@ -137,23 +123,6 @@ impl Device {
     /// # Errors
     /// No driver, no such GPU.
     pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
-        Self::with(ordinal, |source, _| Ok(source.ptx().to_owned()))
-    }
-
-    /// The same with all kernels compiled for it from their text.
-    ///
-    /// # Errors
-    /// No driver, no NVRTC, no such GPU.
-    pub fn compiled(ordinal: usize) -> Result<Self, DeviceError> {
-        // Asked first, since the loader panics.
-        // SAFETY: asks whether the library can be loaded.
-        if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
-            return Err(DeviceError::NoCompiler);
-        }
-        Self::with(ordinal, compile)
-    }
-
-    fn with(ordinal: usize, ptx: PtxOf) -> Result<Self, DeviceError> {
         // Asked first, since the loader panics.
         // SAFETY: asks whether the library can be loaded.
         if !unsafe { sys::is_culib_present() } {
@@ -166,7 +135,7 @@ impl Device {
         let shared = context.attribute(optin)? as usize;
         let stream = context.new_stream()?;
         let mut device = Self { context, stream, modules: Vec::new(), functions: BTreeMap::new(), shared };
-        device.load(ptx)?;
+        device.load()?;
         Ok(device)
     }
 
@@ -183,11 +152,10 @@ impl Device {
         Ok(self.context.mem_get_info()?.0 as u64)
     }
 
-    fn load(&mut self, ptx: PtxOf) -> Result<(), DeviceError> {
-        let capability = self.context.compute_capability()?;
+    fn load(&mut self) -> Result<(), DeviceError> {
         self.context.bind_to_thread()?;
         for source in SOURCES {
-            let text = CString::new(ptx(&source, capability)?).expect("PTX has no zeros");
+            let text = CString::new(source.ptx()).expect("PTX has no zeros");
             // SAFETY: the text ends with a zero and outlives the call; the context is current.
             let module = unsafe { result::module::load_data(text.as_ptr().cast()) }?;
             self.modules.push(module);
@@ -288,25 +256,6 @@ impl Device {
         }?;
         Ok(())
     }
-}
-
-/// The PTX of a source for a GPU of a compute capability.
-type PtxOf = fn(&Source, (i32, i32)) -> Result<String, DeviceError>;
-
-fn compile(source: &Source, (major, minor): (i32, i32)) -> Result<String, DeviceError> {
-    let architecture = format!("--gpu-architecture=compute_{major}{minor}");
-    let options = CompileOptions {
-        name: Some(format!("{}.cu", source.name)),
-        options: OPTIONS.iter().map(|&option| option.to_owned()).chain([architecture]).collect(),
-        ..Default::default()
-    };
-    let refused = |error| match error {
-        CompileError::CompileError { log, .. } => {
-            DeviceError::Refused { source: source.name, log: log.to_string_lossy().into_owned() }
-        }
-        other => DeviceError::Refused { source: source.name, log: format!("{other:?}") },
-    };
-    Ok(compile_ptx_with_opts(source.text(), options).map_err(refused)?.to_src())
 }
 
 impl Drop for Device {

@@ -1,7 +1,7 @@
 //! The operations as CUDA kernels, for S runs stacked in one launch.
 //!
 //! The sources (`worker/kernels/cuda/*.cu`) and their PTX (`worker/kernels/ptx`, written by `make ptx`) are part of the
-//! program: the GPU's driver translates the PTX when it is needed, or NVRTC compiles the sources where that is asked for.
+//! program: the GPU's driver translates the PTX when it is needed.
 //!
 //! A [`Call`] is one launch: which kernel, how many blocks, how much shared memory, which arguments. It is made by a
 //! function for each kernel ([`layers`], [`attention`], [`attend`], [`training`], [`language`], [`analysis`],

@@ -36,7 +36,7 @@ impl Gpu {
     /// GPU number `ordinal`.
     ///
     /// # Errors
-    /// No driver, no NVRTC, no cuBLASLt, no such GPU.
+    /// No driver, no cuBLASLt, no such GPU.
     pub fn new(ordinal: usize, launching: Launching) -> Result<Self, DeviceError> {
         let device = Device::new(ordinal)?;
         let library = Rc::new(Library::new(&device)?);
