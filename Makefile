@@ -51,8 +51,10 @@ lint: setup
 # The program under test is built once; every test of every crate then runs.
 # What uses a GPU runs on a stand-in for NVIDIA's libraries, which computes on the CPU, where there are none and there is g++.
 test: lint
-	if ! ldconfig -p | grep -q libcuda.so.1 && command -v g++ >/dev/null; then \
-		worker/kernels/cuda/emulate/driver.sh $(STAND_IN) && export LD_LIBRARY_PATH=$(STAND_IN); fi; \
+	if ! PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p | grep libcuda.so.1 >/dev/null && command -v g++ >/dev/null; then \
+		worker/kernels/cuda/emulate/driver.sh $(STAND_IN); \
+		export LD_LIBRARY_PATH=$(STAND_IN)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}; \
+	fi; \
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | tee target/test.log
 	@awk '/^test result/ { passed += $$4; failed += $$6 } END { print passed " passed, " failed " failed" }' target/test.log
 
