@@ -124,7 +124,8 @@ pub struct Stacking {
     /// Runs of one shape that a worker trains together in one slot; 1: each has a slot for itself
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub stack: u32,
-    /// Memory that the runs of one slot may take together, as 512M or 8G; default: an equal part of half the machine's
+    /// Memory that the runs of one slot may take together, as 512M or 8G; default: an equal part of half the machine's,
+    /// or of nine tenths of what is free on a GPU
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub stack_memory: Option<u64>,
 }
@@ -168,6 +169,7 @@ pub enum WorkerCommand {
     #[command(after_help = "Examples:
   TASKVEC_TOKEN=… taskvec worker start --server https://head:7420 --tls-ca ca.pem
   taskvec worker start --data .taskvec --slots 2
+  taskvec worker start --data .taskvec --device cuda:0 --stack 8
 SIGTERM lets it finish or hand over its work first; a second one leaves at once.")]
     Start(WorkerStart),
     /// List workers
