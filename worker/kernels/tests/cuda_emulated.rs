@@ -268,6 +268,13 @@ fn positions_are_added_gathered_and_scattered() {
         }
         let even: Vec<f32> = x.chunks(2 * d).flat_map(|pair| pair[..d].to_vec()).collect();
         assert_eq!(memory.read_floats(half), even);
+        for first in [0, tokens / 2, tokens - 1] {
+            let sequences = runs * rows / tokens;
+            let one = memory.room(sequences * d);
+            memory.run(&gather_every(sequences, d, (first, tokens), [from, one]));
+            let want: Vec<f32> = x.chunks(tokens * d).flat_map(|all| all[first * d..][..d].to_vec()).collect();
+            assert_eq!(memory.read_floats(one), want, "token {first} of {tokens}");
+        }
     }
 }
 

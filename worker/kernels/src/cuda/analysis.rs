@@ -11,22 +11,28 @@ pub struct Points {
     pub dim: usize,
 }
 
+/// Bytes of shared memory that a block has on any device.
+const SHARED: usize = 48 << 10;
+
 impl Points {
+    /// The most points of a set whose neighbours are found: their distances to one of them fit a block's shared memory.
+    pub const MOST: usize = SHARED / size_of::<f64>();
+
     /// The `k` nearest others of every point, nearest first, as indices within its set: `points` (sets, n, dim) to `out`
     /// (sets, n, k) of u32.
     ///
     /// # Panics
-    /// Where a point has fewer than `k` others, or n distances do not fit a block's shared memory (6000 points do).
+    /// Where a point has fewer than `k` others, or there are more than [`Self::MOST`] points.
     pub fn neighbours<B: Bytes>(self, k: usize, [points, out]: [B; 2]) -> Call<B> {
         assert!(k < self.points, "{k} others of {} points", self.points);
+        assert!(self.points <= Self::MOST, "{} points do not fit a block's shared memory", self.points);
         let shared = self.points * size_of::<f64>();
-        assert!(shared <= 48 << 10, "{} points do not fit a block's shared memory", self.points);
         Call::new("neighbours", [self.points, self.sets, 1])
             .shared(shared)
             .floats(points, self.sets * self.points * self.dim)
             .int(self.points)
             .int(self.dim)
             .int(k)
-            .buffer::<u32>(out, self.sets * self.points * k)
+            .result::<u32>(out, self.sets * self.points * k)
     }
 }
