@@ -71,7 +71,7 @@ pub fn execute(
     Ok(Executed::Finished(metrics))
 }
 
-/// The same with a machine of the worker's, which finds task decodability in one pass.
+/// The same with a machine of the worker's, which reads the states of synthetic models, and patches them.
 pub(crate) fn execute_on<M: Machine>(
     machine: &M,
     (work, inputs): (&JobWork, &Inputs),
@@ -82,6 +82,10 @@ pub(crate) fn execute_on<M: Machine>(
         JobWork::Td { seed, model, data, td } => {
             let network = weights(inputs, model, data, *seed)?;
             Ok(Executed::Finished(analysis::td::run_on(machine, &network, *seed, data, td, sink)?))
+        }
+        JobWork::Intervene { seed, subject: Subject::Synthetic { model, data }, spec } => {
+            let network = weights(inputs, model, data, *seed)?;
+            Ok(Executed::Finished(analysis::intervene::run_on(machine, &network, *seed, data, spec, sink)?))
         }
         other => execute(other, inputs, models, sink),
     }

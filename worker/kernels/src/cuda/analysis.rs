@@ -36,3 +36,37 @@ impl Points {
             .result::<u32>(out, self.sets * self.points * k)
     }
 }
+
+/// Sequences of which `count` tokens are patched: `first`, and every other from there on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patch {
+    pub sequences: usize,
+    /// Of each.
+    pub tokens: usize,
+    pub width: usize,
+    pub first: usize,
+    pub count: usize,
+    /// Are tokens moved by what is given, instead of replaced?
+    pub add: bool,
+}
+
+impl Patch {
+    /// `from` (sequences, tokens, width) to `to`, patched by `moves` (tokens, width).
+    ///
+    /// # Panics
+    /// Where a sequence does not have such tokens.
+    pub fn call<B: Bytes>(self, [from, moves, to]: [B; 3]) -> Call<B> {
+        let (each, last) = (self.tokens * self.width, self.first + 2 * self.count.max(1) - 2);
+        assert!(last < self.tokens, "{self:?}: tokens are missing");
+        Call::each("patch_tokens", self.sequences * each, 1)
+            .floats(from, self.sequences * each)
+            .floats(moves, each)
+            .int(self.sequences)
+            .int(self.tokens)
+            .int(self.width)
+            .int(self.first)
+            .int(self.count)
+            .int(usize::from(self.add))
+            .floats(to, self.sequences * each)
+    }
+}

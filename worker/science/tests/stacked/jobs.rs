@@ -5,18 +5,19 @@ use candle_core::Device;
 use std::sync::{Arc, Mutex};
 use taskvec_kernels::cuda::program::Machine;
 use taskvec_model::{
-    job::{CheckpointRef, JobWork, Progress, Purpose},
+    job::{CheckpointRef, JobWork, Progress, Purpose, Subject},
     metric::TrainLoss,
-    spec::{At, Decay, Layers, Site, TdSpec},
+    spec::{At, Decay, InterventionSpec, Layers, PatchLayers, PatchMode, PatchPairs, PatchPositions, Site, TdSpec},
 };
 use taskvec_science::{
-    Control, Executed, Inputs, Member, MemberSink, Models, ScienceError, Sink, WriteCheckpoint, analysis::td,
+    Control, Executed, Inputs, Member, MemberSink, Models, ScienceError, Sink, WriteCheckpoint,
+    analysis::{intervene, td},
     checkpoint, execute, execute_stack_on,
 };
 
 on_machines!(
     jobs_train_on_a_machine_as_on_a_cpu,
-    checkpoints_are_decoded_on_a_machine,
+    checkpoints_are_analysed_on_a_machine,
     a_job_that_stops_goes_on_from_its_state_and_one_that_diverges_fails_alone
 );
 
@@ -106,22 +107,41 @@ fn jobs_train_on_a_machine_as_on_a_cpu(machine: &impl Machine<Loaded: 'static>) 
     }
 }
 
-fn checkpoints_are_decoded_on_a_machine(machine: &impl Machine<Loaded: 'static>) {
+fn checkpoints_are_analysed_on_a_machine(machine: &impl Machine<Loaded: 'static>) {
     let JobWork::Train { seed, model, data, .. } = job(4, 3) else { unreachable!() };
     let trained = on(machine, vec![fresh(job(4, 3))]).remove(0).memory.files;
     let folder = common::Folder::new();
     let weights = Some(folder.put("weights", &trained[&(STEPS, Purpose::Weights)]));
-    let spec = TdSpec { layers: Layers::All, sites: Site::ALL.to_vec(), k: 3, samples_per_task: 11, at: At::All };
     let network = checkpoint::read(weights.as_deref().unwrap(), &Device::Cpu).unwrap().network;
-    let direct = td::run_on(machine, &network, seed, &data, &spec, &mut common::Memory::default()).unwrap();
-    let work = JobWork::Td { seed, model, data, td: spec };
+    let spec = TdSpec { layers: Layers::All, sites: Site::ALL.to_vec(), k: 3, samples_per_task: 11, at: At::All };
+    let decoded = td::run_on(machine, &network, seed, &data, &spec, &mut common::Memory::default()).unwrap();
+    let td = JobWork::Td { seed, model: model.clone(), data: data.clone(), td: spec };
+    let spec = patching();
+    let patched = intervene::run_on(machine, &network, seed, &data, &spec, &mut common::Memory::default()).unwrap();
+    let patch = JobWork::Intervene { seed, subject: Subject::Synthetic { model, data }, spec };
+    let given = |work: &JobWork| (work.clone(), Inputs { resume: None, weights: weights.clone() }, None);
     // Beside a job that is not given what it needs, and one of training.
-    let given = (work.clone(), Inputs { resume: None, weights }, None);
-    let seen = on(machine, vec![fresh(work), given, fresh(job(4, 3))]);
+    let seen = on(machine, vec![fresh(td.clone()), given(&td), given(&patch), fresh(job(4, 3))]);
     assert!(matches!(seen[0].how, Some(Err(ScienceError::MissingInput(Purpose::Weights)))), "{:?}", seen[0].how);
-    let Some(Ok(Executed::Finished(metrics))) = &seen[1].how else { panic!("{:?}", seen[1].how) };
-    assert_eq!((metrics.rows(), metrics), (2 * 3 * 2, &direct));
-    assert!(seen[2].memory.files == trained);
+    for (seen, direct, rows) in [(&seen[1], &decoded, 2 * 3 * 2), (&seen[2], &patched, 4)] {
+        let Some(Ok(Executed::Finished(metrics))) = &seen.how else { panic!("{:?}", seen.how) };
+        assert_eq!((metrics.rows(), metrics), (rows, direct));
+    }
+    assert!(seen[3].memory.files == trained);
+}
+
+fn patching() -> InterventionSpec {
+    InterventionSpec {
+        at: At::All,
+        layers: PatchLayers::All,
+        site: Site::Y,
+        positions: PatchPositions::All,
+        mode: PatchMode::Replace,
+        pairs: PatchPairs::Matrix,
+        shots: Vec::new(),
+        samples_per_task: 3,
+        replicates: 1,
+    }
 }
 
 fn a_job_that_stops_goes_on_from_its_state_and_one_that_diverges_fails_alone(machine: &impl Machine<Loaded: 'static>) {

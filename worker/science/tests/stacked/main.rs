@@ -13,6 +13,7 @@ mod agreement;
 mod cost;
 mod jobs;
 mod lives;
+mod patching;
 mod runs;
 mod td;
 

@@ -11,6 +11,7 @@
 mod block;
 mod layout;
 mod pass;
+pub mod patching;
 pub mod states;
 mod step;
 mod writer;
