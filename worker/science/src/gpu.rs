@@ -1,4 +1,5 @@
-//! Jobs on a GPU: training of synthetic models, their task decodability and their patching in its memory, everything else on the CPU.
+//! Jobs on a GPU: training of synthetic models, their task decodability and their patching in its memory, everything else on
+//! the CPU.
 
 use crate::{Member, Models};
 
@@ -15,8 +16,8 @@ pub fn free_bytes(ordinal: usize) -> Result<u64, NoGpu> {
     inner::free_bytes(ordinal).map_err(NoGpu)
 }
 
-/// As [`crate::execute_stack`], with training, task decodability and patching of synthetic models on GPU number `ordinal`. Where that
-/// cannot be used, training fails and says why, and all else is done on the CPU.
+/// As [`crate::execute_stack`], with training, task decodability and patching of synthetic models on GPU number `ordinal`.
+/// Where that cannot be used, training fails and says why, and all else is done on the CPU.
 pub fn execute_stack(members: Vec<Member>, models: &Models, ordinal: usize) {
     inner::execute_stack(members, models, ordinal);
 }

@@ -39,8 +39,9 @@ pub fn execute_stack(members: Vec<Member>, models: &Models) {
     on_the_cpu(others, models);
 }
 
-/// The same with training, also of a single run, and what asks for the states of synthetic models on a machine of its own. Runs
-/// that cannot share launches, which have another [`PackKey`](taskvec_model::pack::PackKey), are trained one kind after the other.
+/// The same with training, also of a single run, and what asks for the states of synthetic models on a machine of its own.
+/// Runs that cannot share launches, which have another [`PackKey`](taskvec_model::pack::PackKey), are trained one kind after
+/// the other.
 pub fn execute_stack_on<M: Machine<Loaded: 'static>>(members: Vec<Member>, models: &Models, machine: &M) {
     let (training, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|m| segment(&m.work).is_some());
     let mut kinds = BTreeMap::<_, Vec<_>>::new();

@@ -1,4 +1,5 @@
-//! Training of several runs side by side, and what their checkpoints say: on an emulated device and, with the feature `cuda`, on a GPU where there is one.
+//! Training of several runs side by side, and what their checkpoints say: on an emulated device and, with the feature `cuda`,
+//! on a GPU where there is one.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 #[path = "../common/mod.rs"]
