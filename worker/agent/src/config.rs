@@ -78,7 +78,7 @@ impl WorkerConfig {
     }
 }
 
-/// What a worker trains on. Everything else is computed on the CPU.
+/// What a worker trains synthetic models on, reads their states and patches them. Everything else is computed on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Cpu,

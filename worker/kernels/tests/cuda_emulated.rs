@@ -12,6 +12,7 @@ use emulator::{Memory, Place};
 use taskvec_kernels::{
     Activation,
     cuda::{
+        analysis::Patch,
         attention::Attention,
         language::{Gates, NORM, Targets, Turned, rotate},
         layers::*,
@@ -268,6 +269,30 @@ fn positions_are_added_gathered_and_scattered() {
         }
         let even: Vec<f32> = x.chunks(2 * d).flat_map(|pair| pair[..d].to_vec()).collect();
         assert_eq!(memory.read_floats(half), even);
+        for first in [0, tokens / 2, tokens - 1] {
+            let sequences = runs * rows / tokens;
+            let one = memory.room(sequences * d);
+            memory.run(&gather_every(sequences, d, (first, tokens), [from, one]));
+            let want: Vec<f32> = x.chunks(tokens * d).flat_map(|all| all[first * d..][..d].to_vec()).collect();
+            assert_eq!(memory.read_floats(one), want, "token {first} of {tokens}");
+        }
+        for (first, count, add) in [(0, tokens / 2, true), (1, tokens / 2, false), (tokens - 1, 1, true), (0, 0, false)]
+        {
+            let sequences = runs * rows / tokens;
+            memory.run(&Patch { sequences, tokens, width: d, first, count, add }.call([from, place, out]));
+            for (i, got) in memory.read_floats(out).into_iter().enumerate() {
+                let (token, move_) = (i / d % tokens, flat[i % (tokens * d)]);
+                let patched = (0..count).any(|j| token == first + 2 * j);
+                let want = if !patched {
+                    x[i]
+                } else if add {
+                    x[i] + move_
+                } else {
+                    move_
+                };
+                assert_eq!(got, want, "element {i}: {count} from token {first} on");
+            }
+        }
     }
 }
 

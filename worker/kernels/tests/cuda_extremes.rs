@@ -101,6 +101,7 @@ fn elementwise() -> Vec<Kernel> {
         kernel("even rows", [N], [15, N], |_, [x], [half, out]| {
             vec![gather_even(3, 5, [x, half]), scatter_even(3, 5, [half, out])]
         }),
+        kernel("one of two rows", [N], [15], |_, [x], [out]| vec![gather_every(3, 5, (0, 2), [x, out])]),
         kernel("rotate", [24, 6, 6], [24], |_, [x, cos, sin], [out]| {
             vec![rotate(Turned { tokens: 3, heads: 2, dim: 4, pairs: 2 }, false, [x, cos, sin, out])]
         }),

@@ -38,6 +38,9 @@ pub enum ScienceError {
     #[error("the runs of this slot cannot be trained together: {0}")]
     Stack(String),
 
+    #[error("hidden states cannot be had from this worker's device: {0}")]
+    States(String),
+
     #[error("selftest job {0} failed, as its sweep file asks (behaviour: fail)")]
     Selftest(u32),
 
@@ -134,9 +137,13 @@ impl ScienceError {
             | Self::UnknownToken { .. }
             | Self::TooManyRows { .. } => Retry::Never,
             Self::Task(_) | Self::Prompt(_) | Self::Tokenizer(_) => Retry::Never,
-            Self::Write(_) | Self::Sink(_) | Self::Stack(_) | Self::Stopped | Self::Selftest(_) | Self::Tensor(_) => {
-                Retry::Allowed
-            }
+            Self::Write(_)
+            | Self::Sink(_)
+            | Self::Stack(_)
+            | Self::States(_)
+            | Self::Stopped
+            | Self::Selftest(_)
+            | Self::Tensor(_) => Retry::Allowed,
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
 };
 use candle_core::Device;
 use std::sync::Arc;
+use taskvec_kernels::cuda::program::Machine;
 use taskvec_model::{
     job::{JobWork, Purpose, Subject},
     metric::Metrics,
@@ -68,6 +69,26 @@ pub fn execute(
         }
     };
     Ok(Executed::Finished(metrics))
+}
+
+/// The same with a machine of the worker's, which reads the states of synthetic models, and patches them.
+pub(crate) fn execute_on<M: Machine>(
+    machine: &M,
+    (work, inputs): (&JobWork, &Inputs),
+    models: &Models,
+    sink: &mut dyn Sink,
+) -> Result<Executed, ScienceError> {
+    match work {
+        JobWork::Td { seed, model, data, td } => {
+            let network = weights(inputs, model, data, *seed)?;
+            Ok(Executed::Finished(analysis::td::run_on(machine, &network, *seed, data, td, sink)?))
+        }
+        JobWork::Intervene { seed, subject: Subject::Synthetic { model, data }, spec } => {
+            let network = weights(inputs, model, data, *seed)?;
+            Ok(Executed::Finished(analysis::intervene::run_on(machine, &network, *seed, data, spec, sink)?))
+        }
+        other => execute(other, inputs, models, sink),
+    }
 }
 
 /// The model whose weights the job was given.

@@ -1,4 +1,5 @@
-//! Jobs on a GPU: training in its memory, everything else on the CPU.
+//! Jobs on a GPU: training of synthetic models, their task decodability and their patching in its memory, everything else on
+//! the CPU.
 
 use crate::{Member, Models};
 
@@ -15,7 +16,8 @@ pub fn free_bytes(ordinal: usize) -> Result<u64, NoGpu> {
     inner::free_bytes(ordinal).map_err(NoGpu)
 }
 
-/// As [`crate::execute_stack`], with training on GPU number `ordinal`. Where that cannot be used, training fails and says why.
+/// As [`crate::execute_stack`], with training, task decodability and patching of synthetic models on GPU number `ordinal`.
+/// Where that cannot be used, training fails and says why, and all else is done on the CPU.
 pub fn execute_stack(members: Vec<Member>, models: &Models, ordinal: usize) {
     inner::execute_stack(members, models, ordinal);
 }
@@ -26,6 +28,7 @@ mod inner {
     use crate::stack;
     use std::cell::RefCell;
     use taskvec_kernels::cuda::device::{DeviceError, Gpu, Launching};
+    use taskvec_model::job::JobWork;
 
     /// Steps in a captured graph: enough that a launch costs nothing beside them.
     const STEPS: usize = 10;
@@ -53,7 +56,13 @@ mod inner {
 
     pub fn execute_stack(members: Vec<Member>, models: &Models, ordinal: usize) {
         let mut members = Some(members);
-        let used = with(ordinal, |gpu| stack::execute_stack_on(members.take().unwrap_or_default(), models, gpu));
+        let used = with(ordinal, |gpu| {
+            let (training, others): (Vec<_>, Vec<_>) =
+                members.take().unwrap_or_default().into_iter().partition(|m| matches!(m.work, JobWork::Train { .. }));
+            stack::execute_stack_on(training, models, gpu);
+            // What is done once needs no graph.
+            stack::execute_stack_on(others, models, &gpu.launching(Launching::Each));
+        });
         if let (Err(error), Some(members)) = (used, members) {
             stack::without_machine(members, models, &error.to_string());
         }

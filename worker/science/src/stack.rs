@@ -8,7 +8,7 @@ mod on_machine;
 use crate::{
     Executed, Inputs, Models, ScienceError, Sink,
     course::{Course, State, Voyage},
-    execute,
+    execute::{execute, execute_on},
     train::{Segment, Start, Trainer},
 };
 use rayon::prelude::*;
@@ -36,11 +36,12 @@ pub fn execute_stack(members: Vec<Member>, models: &Models) {
     let trains = |member: &Member| together && segment(&member.work).is_some();
     let (training, others): (Vec<_>, Vec<_>) = members.into_iter().partition(trains);
     train(training, &side_by_side);
-    one_after_the_other(others, models);
+    on_the_cpu(others, models);
 }
 
-/// The same with training, also of a single run, on a machine of its own. Runs that cannot share launches, which have
-/// another [`PackKey`](taskvec_model::pack::PackKey), are trained one kind after the other.
+/// The same with training, also of a single run, and what asks for the states of synthetic models on a machine of its own.
+/// Runs that cannot share launches, which have another [`PackKey`](taskvec_model::pack::PackKey), are trained one kind after
+/// the other.
 pub fn execute_stack_on<M: Machine<Loaded: 'static>>(members: Vec<Member>, models: &Models, machine: &M) {
     let (training, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|m| segment(&m.work).is_some());
     let mut kinds = BTreeMap::<_, Vec<_>>::new();
@@ -49,19 +50,26 @@ pub fn execute_stack_on<M: Machine<Loaded: 'static>>(members: Vec<Member>, model
     }
     let muster = on_machine::muster(machine);
     kinds.into_values().for_each(|members| train(members, &*muster));
-    one_after_the_other(others, models);
+    one_after_the_other(others, |work, inputs, sink| execute_on(machine, (work, inputs), models, sink));
 }
 
 /// Where there is no such machine: training fails, with the reason; everything else needs none.
 pub(crate) fn without_machine(members: Vec<Member>, models: &Models, why: &str) {
     let (training, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|m| segment(&m.work).is_some());
     training.into_iter().for_each(|member| member.sink.ended(Err(ScienceError::Stack(why.to_owned()))));
-    one_after_the_other(others, models);
+    on_the_cpu(others, models);
 }
 
-fn one_after_the_other(members: Vec<Member>, models: &Models) {
+fn on_the_cpu(members: Vec<Member>, models: &Models) {
+    one_after_the_other(members, |work, inputs, sink| execute(work, inputs, models, sink));
+}
+
+fn one_after_the_other(
+    members: Vec<Member>,
+    mut execute: impl FnMut(&JobWork, &Inputs, &mut dyn Sink) -> Result<Executed, ScienceError>,
+) {
     for Member { work, inputs, mut sink } in members {
-        let how = execute(&work, &inputs, models, &mut *sink);
+        let how = execute(&work, &inputs, &mut *sink);
         sink.ended(how);
     }
 }

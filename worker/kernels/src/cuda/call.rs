@@ -114,6 +114,15 @@ impl<B: Bytes> Call<B> {
     /// A buffer of at least `len` elements of type `T`. Those of u32 hold rows, columns or other places to go to.
     pub(super) fn buffer<T: 'static>(mut self, buffer: B, len: usize) -> Self {
         self.trusting |= TypeId::of::<T>() == TypeId::of::<u32>();
+        self.place::<T>(buffer, len)
+    }
+
+    /// A buffer of at least `len` elements of type `T` that the kernel only writes, so that it goes by none of them.
+    pub(super) fn result<T>(self, buffer: B, len: usize) -> Self {
+        self.place::<T>(buffer, len)
+    }
+
+    fn place<T>(self, buffer: B, len: usize) -> Self {
         let (has, needs) = (buffer.bytes(), len.checked_mul(size_of::<T>()).expect("buffers fit the address space"));
         let at = self.arguments.len();
         assert!(has >= needs, "{}: argument {at} has {has} bytes and needs {needs}", self.kernel);

@@ -227,3 +227,23 @@ pub fn scatter_even<B: Bytes>(rows: usize, width: usize, [from, to]: [B; 2]) -> 
         .int(width)
         .floats(to, 2 * rows * width)
 }
+
+/// Row `first` of every `every` ones: (rows · every, width) to (rows, width).
+///
+/// # Panics
+/// Where there is no such row.
+pub fn gather_every<B: Bytes>(
+    rows: usize,
+    width: usize,
+    (first, every): (usize, usize),
+    [from, to]: [B; 2],
+) -> Call<B> {
+    assert!(first < every, "row {first} of every {every}");
+    Call::each("gather_every", rows * width, 1)
+        .floats(from, rows * every * width)
+        .int(rows)
+        .int(every)
+        .int(first)
+        .int(width)
+        .floats(to, rows * width)
+}

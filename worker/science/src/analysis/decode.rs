@@ -27,6 +27,13 @@ pub struct Decoded {
 /// The nearest others of every point, nearest first.
 pub struct Neighbours(Vec<Vec<u32>>);
 
+impl Neighbours {
+    /// Those that were found elsewhere by the rules of [`knn`], at least [`Decoder::depth`] of each or all others.
+    pub fn found(nearest: Vec<Vec<u32>>) -> Self {
+        Self(nearest)
+    }
+}
+
 /// Decodes the same labels from different sets of points.
 pub struct Decoder<'a> {
     labels: &'a [u32],

@@ -9,6 +9,10 @@
 //! The metric is the squared error: over all positions where all tokens of the site are patched, at the last one where only
 //! the last is, since no other prediction can change then.
 
+mod on_machine;
+
+pub use on_machine::run_on;
+
 use super::{in_batches, widen};
 use crate::{
     ScienceError, Sink,
@@ -39,27 +43,13 @@ pub fn run(
     let DataSpec::SparseLinear(data) = data;
     let layers = spec.layers.resolve(network.sizes().layers as u32).unwrap_or_default();
     let lab = Lab { network, data, spec, seed, tokens: tokens(spec, data)? };
-    let names = data.latent_tasks();
-    let pairs = super::pairs(&names, &spec.pairs)?;
+    let pairs = super::pairs(&data.latent_tasks(), &spec.pairs)?;
     let mut metrics = Metrics::default();
     for replicate in 1..=spec.replicates {
         for &layer in &layers {
             let means = lab.means(layer, replicate, sink)?;
-            let (baselines, patched) = lab.errors(layer, &pairs, replicate, &means, sink)?;
-            metrics.interventions.extend(pairs.iter().zip(patched).map(|(&[source, target], patched)| Intervention {
-                layer,
-                site: spec.site,
-                positions: spec.positions,
-                mode: spec.mode,
-                source_task: names[source].clone(),
-                target_task: names[target].clone(),
-                shots: data.examples - 1,
-                metric: IclMetric::Mse,
-                baseline: baselines[&source],
-                patched,
-                replicate,
-                n: spec.samples_per_task,
-            }));
+            let errors = lab.errors(layer, &pairs, replicate, &means, sink)?;
+            metrics.interventions.extend(lab.rows((layer, replicate), &pairs, &errors));
         }
     }
     Ok(metrics)
@@ -90,7 +80,33 @@ struct Lab<'a> {
     tokens: Vec<usize>,
 }
 
+/// Of the sources as they are, by source, and of each pair.
+type Errors = (BTreeMap<usize, f64>, Vec<f64>);
+
 impl Lab<'_> {
+    fn rows(
+        &self,
+        (layer, replicate): (u32, u32),
+        pairs: &[[usize; 2]],
+        (baselines, patched): &Errors,
+    ) -> impl Iterator<Item = Intervention> {
+        let (spec, names) = (self.spec, self.data.latent_tasks());
+        pairs.iter().zip(patched).map(move |(&[source, target], &patched)| Intervention {
+            layer,
+            site: spec.site,
+            positions: spec.positions,
+            mode: spec.mode,
+            source_task: names[source].clone(),
+            target_task: names[target].clone(),
+            shots: self.data.examples - 1,
+            metric: IclMetric::Mse,
+            baseline: baselines[&source],
+            patched,
+            replicate,
+            n: spec.samples_per_task,
+        })
+    }
+
     /// Sequences of one basis: draw 2r − 1 for the means of replicate r, 2r for its effects.
     fn sequences(&self, basis: usize, draw: u32, indices: std::ops::Range<u64>) -> Sequences {
         let stream = Stream { seed: self.seed, purpose: Purpose::Intervene, step: u64::from(draw) };
@@ -129,7 +145,6 @@ impl Lab<'_> {
         x.index_select(&Tensor::new(tokens, x.device())?, 1)
     }
 
-    /// The errors of the sources as they are, by source, and of each pair.
     fn errors(
         &self,
         layer: u32,
@@ -137,7 +152,7 @@ impl Lab<'_> {
         replicate: u32,
         means: &[Tensor],
         sink: &mut dyn Sink,
-    ) -> Result<(BTreeMap<usize, f64>, Vec<f64>), ScienceError> {
+    ) -> Result<Errors, ScienceError> {
         let n = u64::from(self.spec.samples_per_task);
         let global = (means.iter().skip(1).try_fold(means[0].clone(), |sum, m| sum + m)? / means.len() as f64)?;
         let mut error = |source: usize, target: Option<usize>| -> Result<f64, ScienceError> {
@@ -151,7 +166,7 @@ impl Lab<'_> {
                     _ => Ok(None),
                 };
                 let predicted = self.network.forward(&batch.tokens(&Device::Cpu)?, Some(&mut patch))?;
-                sum += self.squared_errors(&predicted, &batch)?;
+                sum += self.squared_errors(&predicted.flatten_all()?.to_vec1()?, &batch)?;
                 Ok(())
             })?;
             Ok(sum / n as f64)
@@ -187,13 +202,12 @@ impl Lab<'_> {
     }
 
     /// Summed over sequences: the mean over positions, or the error at the last one.
-    fn squared_errors(&self, predicted: &Tensor, batch: &Sequences) -> Result<f64, ScienceError> {
+    fn squared_errors(&self, predicted: &[f32], batch: &Sequences) -> Result<f64, ScienceError> {
         let examples = self.data.examples as usize;
-        let predicted = predicted.flatten_all()?.to_vec1::<f32>()?;
         if predicted.iter().any(|p| !p.is_finite()) {
             return Err(candle_core::Error::Msg("the model's predictions are not finite".into()).into());
         }
-        let errors: Vec<f64> = widen(&predicted).iter().zip(widen(&batch.y)).map(|(p, y)| (p - y) * (p - y)).collect();
+        let errors: Vec<f64> = widen(predicted).iter().zip(widen(&batch.y)).map(|(p, y)| (p - y) * (p - y)).collect();
         let of = |row: &[f64]| match self.spec.positions {
             PatchPositions::All => row.iter().sum::<f64>() / examples as f64,
             PatchPositions::Last => row[examples - 1],

@@ -7,7 +7,14 @@
 //! At layer 0 site `s` has one and the same state for all sequences; ties then decide, which gives chance on average over
 //! tasks but not for each of them.
 
-use super::{decode::Decoder, decoded, in_batches, widen};
+mod on_machine;
+
+pub use on_machine::run_on;
+
+use super::{
+    decode::{Decoded, Decoder},
+    decoded, in_batches, widen,
+};
 use crate::{
     ScienceError, Sink,
     data::Sequences,
@@ -16,7 +23,7 @@ use crate::{
     rng::{Purpose, Stream},
 };
 use candle_core::{Device, Tensor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use taskvec_model::{
     metric::{Metrics, Td},
     spec::{DataSpec, Site, SparseLinear, TdSpec},
@@ -34,8 +41,7 @@ pub fn run(
     sink: &mut dyn Sink,
 ) -> Result<Metrics, ScienceError> {
     let DataSpec::SparseLinear(data) = data;
-    let layers = td.layers.resolve(network.sizes().layers as u32);
-    let mut states = States::new(&layers, &td.sites);
+    let mut states = States::new(places(network, td));
     let mut basis = Vec::new();
     let query = shared_query(seed, data);
     in_batches(u64::from(td.samples_per_task) * u64::from(data.bases), sink, |indices| {
@@ -47,8 +53,19 @@ pub fn run(
         Ok(())
     })?;
     let decoder = Decoder::new(&basis, data.bases, td.k as usize, halves(seed));
-    let rows = states.by_place.iter().flat_map(|(&(layer, site), points)| {
-        let decoded = decoder.decode(points, network.sizes().width);
+    let width = network.sizes().width;
+    Ok(rows(data, td, states.by_place.iter().map(|(place, points)| (*place, decoder.decode(points, width)))))
+}
+
+/// Layers and sites that are asked for, in order.
+fn places(network: &Transformer, td: &TdSpec) -> BTreeSet<(u32, Site)> {
+    let layers = td.layers.resolve(network.sizes().layers as u32);
+    layers.into_iter().flat_map(|layer| td.sites.iter().map(move |&site| (layer, site))).collect()
+}
+
+/// The rows of what was decoded at each place, by task.
+fn rows(data: &SparseLinear, td: &TdSpec, decoded: impl Iterator<Item = ((u32, Site), Vec<Decoded>)>) -> Metrics {
+    let rows = decoded.flat_map(|((layer, site), decoded)| {
         data.latent_tasks().into_iter().zip(decoded).map(move |(latent_task, decoded)| Td {
             layer,
             site,
@@ -60,7 +77,7 @@ pub fn run(
             stderr: decoded.stderr,
         })
     });
-    Ok(Metrics { td: rows.collect(), ..Metrics::default() })
+    Metrics { td: rows.collect(), ..Metrics::default() }
 }
 
 /// The stream of the half-samples behind the standard errors; step 0 of the same purpose gives the sequences.
@@ -98,9 +115,8 @@ struct States {
 }
 
 impl States {
-    fn new(layers: &[u32], sites: &[Site]) -> Self {
-        let places = layers.iter().flat_map(|&layer| sites.iter().map(move |&site| (layer, site)));
-        Self { by_place: places.map(|place| (place, Vec::new())).collect() }
+    fn new(places: BTreeSet<(u32, Site)>) -> Self {
+        Self { by_place: places.into_iter().map(|place| (place, Vec::new())).collect() }
     }
 
     /// Adds the states of a batch at the sites that `wanted` names: one forward pass for all of them and all layers.
@@ -132,7 +148,11 @@ impl States {
 fn states_at(x: &Tensor, index: usize) -> candle_core::Result<Vec<f64>> {
     let values = x.narrow(1, index, 1)?.flatten_all()?.to_vec1::<f32>()?;
     if values.iter().any(|v| !v.is_finite()) {
-        return Err(candle_core::Error::Msg("the model's hidden states are not finite".into()));
+        return Err(not_finite());
     }
     Ok(widen(&values))
+}
+
+fn not_finite() -> candle_core::Error {
+    candle_core::Error::Msg("the model's hidden states are not finite".into())
 }

@@ -4,7 +4,11 @@ use crate::configurations::{Configuration, PAPER, QUICKSTART};
 use taskvec_kernels::{Precision, cuda::program::Cost};
 use taskvec_model::spec::DataSpec;
 use taskvec_science::{
-    engine::stacked::{Together, cost},
+    analysis::decode::Decoder,
+    engine::stacked::{
+        Together, cost,
+        states::{self, Place, Readings},
+    },
     model::Sizes,
     optim,
 };
@@ -49,5 +53,53 @@ fn launches_operations_and_bytes_of_a_step() {
             assert_eq!([all.products, all.launches], [alone.products, alone.launches], "{name} × {runs}");
             assert!(all.memory <= runs * alone.memory, "{name} × {runs}: {} bytes", all.memory);
         }
+    }
+}
+
+/// Task decodability of a checkpoint at all layers and sites: two readings, of the sequences and of those with a shared query.
+#[test]
+fn launches_and_operations_of_task_decodability() {
+    for (name, texts, samples, k) in [("quickstart", QUICKSTART, 100, 10), ("paper", PAPER, 100, 10)] {
+        let Configuration { model, data, train, .. } = Configuration::parse(texts).unwrap();
+        let DataSpec::SparseLinear(sparse) = &data;
+        let (sizes, sequences) = (Sizes::new(&model, &data), samples * sparse.bases as usize);
+        let at = |tokens: &[usize]| -> Vec<Place> {
+            let token = |&token: &usize| (0..=sizes.layers).map(move |layer| Place { layer, token });
+            tokens.iter().flat_map(token).collect()
+        };
+        let (x, own) = (sizes.positions - 2, sizes.positions - 3);
+        let wanted = [at(&[x, own]), at(&[x])];
+        let wanted = wanted.each_ref().map(Vec::as_slice);
+        let common = Readings { sequences, nearest: Decoder::depth(k), memory: 1 << 30 };
+        let cost = states::cost(sizes, &wanted, common, 232_448);
+        // Sums of squared differences of every two states, three operations each, in f64.
+        let sets = 3 * (sizes.layers + 1);
+        let distances = 3 * sets * sequences * sequences * sizes.width;
+        let training = train.steps as usize * of(texts, 1).operations;
+        let giga = |n: usize| n as f64 / 1e9;
+        println!(
+            "{name}: {} products of {:.2} GFLOP and {:.3} GB, {} other launches of {:.3} GB, distances of {:.2} GFLOP in f64, \
+             memory {:.2} GB; 24 such checkpoints are {:.2} % of the products of {} steps",
+            cost.products,
+            giga(cost.operations),
+            giga(cost.product_bytes),
+            cost.launches + cost.clears,
+            giga(cost.kernel_bytes),
+            giga(distances),
+            giga(cost.memory),
+            100.0 * 24.0 * cost.operations as f64 / training as f64,
+            train.steps
+        );
+        let (blocks, rows) = (sizes.layers, sequences * sizes.positions);
+        let forward = 2 * rows * sizes.width * (sizes.channels + 12 * blocks * sizes.width);
+        assert_eq!(cost.operations, 2 * forward, "{name}");
+        assert_eq!((cost.products, cost.clears), (2 * (4 * blocks + 1), 0), "{name}");
+        assert_eq!(cost.launches, 2 * (7 * blocks + 1) + sets + 2, "{name}");
+        // In two parts, everything is launched twice but what looks at all states.
+        let half = Readings { memory: 12 * sizes.width * rows * size_of::<f32>() / 2, ..common };
+        let parts = states::cost(sizes, &wanted, half, 232_448);
+        assert_eq!((parts.operations, parts.products), (cost.operations, 2 * cost.products), "{name}");
+        assert_eq!(parts.launches, 2 * (cost.launches - 2) + 2, "{name}");
+        assert!(parts.memory < cost.memory, "{name}");
     }
 }

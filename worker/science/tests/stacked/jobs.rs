@@ -1,20 +1,23 @@
 //! Jobs of training, from their work to their checkpoints, on a machine.
 
 use crate::{common, on_machines};
+use candle_core::Device;
 use std::sync::{Arc, Mutex};
 use taskvec_kernels::cuda::program::Machine;
 use taskvec_model::{
-    job::{CheckpointRef, JobWork, Progress, Purpose},
+    job::{CheckpointRef, JobWork, Progress, Purpose, Subject},
     metric::TrainLoss,
-    spec::Decay,
+    spec::{At, Decay, InterventionSpec, Layers, PatchLayers, PatchMode, PatchPairs, PatchPositions, Site, TdSpec},
 };
 use taskvec_science::{
-    Control, Executed, Inputs, Member, MemberSink, Models, ScienceError, Sink, WriteCheckpoint, execute,
-    execute_stack_on,
+    Control, Executed, Inputs, Member, MemberSink, Models, ScienceError, Sink, WriteCheckpoint,
+    analysis::{intervene, td},
+    checkpoint, execute, execute_stack_on,
 };
 
 on_machines!(
     jobs_train_on_a_machine_as_on_a_cpu,
+    checkpoints_are_analysed_on_a_machine,
     a_job_that_stops_goes_on_from_its_state_and_one_that_diverges_fails_alone
 );
 
@@ -101,6 +104,43 @@ fn jobs_train_on_a_machine_as_on_a_cpu(machine: &impl Machine<Loaded: 'static>) 
         }
         let last = seen.memory.progress.last().unwrap();
         assert_eq!((last.done, last.total), (STEPS, STEPS));
+    }
+}
+
+fn checkpoints_are_analysed_on_a_machine(machine: &impl Machine<Loaded: 'static>) {
+    let JobWork::Train { seed, model, data, .. } = job(4, 3) else { unreachable!() };
+    let trained = on(machine, vec![fresh(job(4, 3))]).remove(0).memory.files;
+    let folder = common::Folder::new();
+    let weights = Some(folder.put("weights", &trained[&(STEPS, Purpose::Weights)]));
+    let network = checkpoint::read(weights.as_deref().unwrap(), &Device::Cpu).unwrap().network;
+    let spec = TdSpec { layers: Layers::All, sites: Site::ALL.to_vec(), k: 3, samples_per_task: 11, at: At::All };
+    let decoded = td::run_on(machine, &network, seed, &data, &spec, &mut common::Memory::default()).unwrap();
+    let td = JobWork::Td { seed, model: model.clone(), data: data.clone(), td: spec };
+    let spec = patching();
+    let patched = intervene::run_on(machine, &network, seed, &data, &spec, &mut common::Memory::default()).unwrap();
+    let patch = JobWork::Intervene { seed, subject: Subject::Synthetic { model, data }, spec };
+    let given = |work: &JobWork| (work.clone(), Inputs { resume: None, weights: weights.clone() }, None);
+    // Beside a job that is not given what it needs, and one of training.
+    let seen = on(machine, vec![fresh(td.clone()), given(&td), given(&patch), fresh(job(4, 3))]);
+    assert!(matches!(seen[0].how, Some(Err(ScienceError::MissingInput(Purpose::Weights)))), "{:?}", seen[0].how);
+    for (seen, direct, rows) in [(&seen[1], &decoded, 2 * 3 * 2), (&seen[2], &patched, 4)] {
+        let Some(Ok(Executed::Finished(metrics))) = &seen.how else { panic!("{:?}", seen.how) };
+        assert_eq!((metrics.rows(), metrics), (rows, direct));
+    }
+    assert!(seen[3].memory.files == trained);
+}
+
+fn patching() -> InterventionSpec {
+    InterventionSpec {
+        at: At::All,
+        layers: PatchLayers::All,
+        site: Site::Y,
+        positions: PatchPositions::All,
+        mode: PatchMode::Replace,
+        pairs: PatchPairs::Matrix,
+        shots: Vec::new(),
+        samples_per_task: 3,
+        replicates: 1,
     }
 }
 

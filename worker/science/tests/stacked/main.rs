@@ -1,4 +1,5 @@
-//! Training of several runs side by side: on an emulated device and, with the feature `cuda`, on a GPU where there is one.
+//! Training of several runs side by side, and what their checkpoints say: on an emulated device and, with the feature `cuda`,
+//! on a GPU where there is one.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 #[path = "../common/mod.rs"]
@@ -13,7 +14,9 @@ mod agreement;
 mod cost;
 mod jobs;
 mod lives;
+mod patching;
 mod runs;
+mod td;
 
 /// A check of any machine, as a test on an emulated one and as one on a GPU. Where there is none, that is said.
 macro_rules! on_machines {

@@ -8,8 +8,11 @@
 //! It computes what [`Engine`](super::Engine) computes, to rounding: sums are taken in another order. Runs have nothing in
 //! common but the launches: a run has the same bytes alone and among others, and those do not notice if it diverges.
 
+mod block;
 mod layout;
 mod pass;
+pub mod patching;
+pub mod states;
 mod step;
 mod writer;
 

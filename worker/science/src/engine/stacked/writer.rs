@@ -49,6 +49,15 @@ impl Writer {
         Self { builder, parameters, gradients, runs, stride: layout.stride, precision, partials }
     }
 
+    /// For one run, whose parameters have no gradients: asking for one, or for a partial sum, panics.
+    pub fn forward_only(layout: &Layout, precision: Precision) -> Self {
+        let mut builder = Builder::default();
+        let parameters = builder.floats(layout.stride);
+        let nothing = parameters.first(0);
+        let stride = layout.stride;
+        Self { builder, parameters, gradients: nothing, runs: 1, stride, precision, partials: nothing }
+    }
+
     /// Room for (S, rows, width).
     pub fn room(&mut self, rows: usize, width: usize) -> Region {
         self.builder.floats(self.runs * rows * width)
