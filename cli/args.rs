@@ -183,7 +183,7 @@ pub struct WorkerStart {
     /// Name shown in tables; default HOST-PID
     #[arg(long)]
     pub name: Option<String>,
-    /// What it trains on: cpu, or cuda:N for GPU number N (from 0); analyses are computed on the CPU
+    /// What synthetic models are trained, decoded and patched on: cpu, or cuda:N for GPU number N (from 0)
     #[arg(long, default_value = "cpu", value_delimiter = ',')]
     pub device: Vec<String>,
     /// Jobs at a time
