@@ -124,6 +124,8 @@ fn multiply(
     assert!(terms.len() * WIDE <= panel.len() * LANES && terms.end <= block.weight.depth);
     let begins = terms.start == 0;
     let direct = begins && terms.len() <= deep && columns.len().is_multiple_of(LANES) && block.adds_nothing();
+    // Sums are added up in the first-level cache: the result is far away.
+    let mut sums: Sums = [[0.0; WIDE]; TALL];
     for first in block.rows.clone().step_by(TALL) {
         let rows = first..block.rows.end.min(first + TALL);
         let kernel = kernels[rows.len() - 1][columns.len().div_ceil(LANES) - 1];
@@ -136,8 +138,6 @@ fn multiply(
             unsafe { kernel(x, panel.as_ptr().cast(), terms.len(), out, strides(distance), false) };
             continue;
         }
-        // Sums are added up in the first-level cache: the result is far away.
-        let mut sums: Sums = [[0.0; WIDE]; TALL];
         if !begins {
             rows.clone().zip(&mut sums).for_each(|(row, sums)| block.get(row, columns.clone(), sums));
         }
