@@ -23,6 +23,7 @@ thread_local! {
 
 impl Precision {
     /// Bits of an f32 that are dropped.
+    #[inline(always)]
     fn dropped(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -34,7 +35,10 @@ impl Precision {
     /// The nearest number that it has, of two as near the even one. NaN stays NaN.
     #[inline(always)]
     pub fn nearest(self, x: f32) -> f32 {
-        nearest(x, self.dropped())
+        match self {
+            Self::F32 => x,
+            _ => nearest(x, self.dropped()),
+        }
     }
 
     /// `then` of both factors as they are multiplied.
@@ -56,10 +60,9 @@ impl Precision {
 #[inline(always)]
 fn nearest(x: f32, dropped: u32) -> f32 {
     let bits = x.to_bits();
-    // Half of the last place that is kept, less one where that is even already.
-    let half = (1 << dropped >> 1) as u32;
-    let near = bits.wrapping_add(half.saturating_sub(1) + (bits >> dropped & 1 & half.min(1))) >> dropped << dropped;
-    if x.is_nan() { x } else { f32::from_bits(near) }
+    // Half of the last place that is kept, less one where that is even already. A NaN stays one, with few bits too.
+    let near = bits.wrapping_add((1 << (dropped - 1)) - 1 + (bits >> dropped & 1));
+    f32::from_bits((if x.is_nan() { bits | 0x40_0000 } else { near }) >> dropped << dropped)
 }
 
 dispatch! {

@@ -1,6 +1,7 @@
 //! Products of rows with a weight: what weights are made of, and how the work is split.
 
 use crate::{
+    Precision,
     buffer::filled,
     float::Float,
     par::{self, Shared},
@@ -27,10 +28,7 @@ impl Brain {
     /// The nearest, of two as near the even one.
     #[inline(always)]
     pub fn nearest(x: f32) -> Self {
-        let bits = x.to_bits();
-        // Half of the last place, less one where that is even already. A NaN stays one.
-        let near = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-        Self(if x.is_nan() { bits >> 16 | 0x40 } else { near } as u16)
+        Self((Precision::Bf16.nearest(x).to_bits() >> 16) as u16)
     }
 }
 

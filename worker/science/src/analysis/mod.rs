@@ -16,6 +16,7 @@ pub mod td;
 use crate::{
     Control, ScienceError, Sink,
     data::{Bases, Sequences, generate},
+    engine::stacked::StackedError,
     rng::{Purpose, Stream},
 };
 use std::{ops::Range, time::Instant};
@@ -70,6 +71,14 @@ fn pairs(names: &[String], pairs: &PatchPairs) -> Result<Vec<[usize; 2]>, Scienc
 /// f32 as f64, without loss.
 fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
+}
+
+/// Why a machine gave no states.
+fn refused(error: StackedError) -> ScienceError {
+    match error {
+        StackedError::Tensor(error) => error.into(),
+        other => ScienceError::States(other.to_string()),
+    }
 }
 
 #[cfg(test)]

@@ -6,11 +6,9 @@
 use super::{Errors, Lab, tokens};
 use crate::{
     Control, ScienceError, Sink,
+    analysis::refused,
     data::Sequences,
-    engine::stacked::{
-        StackedError,
-        patching::{Patched, Patching, memory},
-    },
+    engine::stacked::patching::{Patched, Patching, memory},
     model::Transformer,
 };
 use std::{
@@ -99,11 +97,4 @@ fn errors<L: Loaded<Error: std::error::Error + Send + Sync + 'static>>(
         Ok((baselines.clone(), of_pairs.collect::<Result<_, ScienceError>>()?))
     };
     predicted.patched.iter().map(of_layer).collect()
-}
-
-fn refused(error: StackedError) -> ScienceError {
-    match error {
-        StackedError::Tensor(error) => error.into(),
-        other => ScienceError::States(other.to_string()),
-    }
 }

@@ -7,11 +7,11 @@
 use super::{decoded, halves, not_finite, places, rows, shared_query, token, with_last_query};
 use crate::{
     ScienceError, Sink,
-    analysis::decode::{Decoder, Neighbours},
-    engine::stacked::{
-        StackedError,
-        states::{Place, Reading, Readings, States},
+    analysis::{
+        decode::{Decoder, Neighbours},
+        refused,
     },
+    engine::stacked::states::{Place, Reading, Readings, States},
     model::Transformer,
 };
 use std::{collections::BTreeMap, time::Instant};
@@ -75,11 +75,4 @@ pub fn run_on<M: Machine>(
     // All is done: a wish to stop comes too late.
     sink.progress(Progress { done: total, total, per_second, loss: None });
     Ok(rows(sparse, td, by_place.into_iter()))
-}
-
-fn refused(error: StackedError) -> ScienceError {
-    match error {
-        StackedError::Tensor(error) => error.into(),
-        other => ScienceError::States(other.to_string()),
-    }
 }
