@@ -138,6 +138,7 @@ fn multiply(
             unsafe { kernel(x, panel.as_ptr().cast(), terms.len(), out, strides(distance), false) };
             continue;
         }
+        fetch(block.place(rows.clone(), columns.clone()), rows.len());
         if !begins {
             rows.clone().zip(&mut sums).for_each(|(row, sums)| block.get(row, columns.clone(), sums));
         }
@@ -153,6 +154,17 @@ fn multiply(
             }
         }
         rows.zip(&sums).for_each(|(row, sums)| block.put(row, columns.clone(), sums));
+    }
+}
+
+/// Asks for some rows of the result, a panel wide, while the sums are made that will be written there.
+#[target_feature(enable = "avx2")]
+fn fetch((out, distance): (*mut f32, usize), rows: usize) {
+    for row in 0..rows {
+        for v in 0..WIDE / LANES {
+            // A hint, whatever the address.
+            _mm_prefetch::<_MM_HINT_ET0>(out.wrapping_add(row * distance + v * LANES).cast());
+        }
     }
 }
 

@@ -41,19 +41,28 @@ fn all_tasks(prompts: &Prompts<'_>, tasks: usize, shots: u32, each: u32) -> Resu
     Ok(all)
 }
 
-/// Cuts prompts into runs of at most `tokens` tokens; one that has more is alone.
+/// Cuts prompts into runs of at most `tokens` tokens, as few as that takes and about equally long; a prompt that has more is
+/// alone.
 fn cuts(prompts: &[Prompt], tokens: usize) -> Vec<Range<usize>> {
+    let total: usize = prompts.iter().map(|p| p.tokens.len()).sum();
+    let fewest = full_up(prompts, tokens, tokens).len();
+    full_up(prompts, total.div_ceil(fewest.max(1)), tokens)
+}
+
+/// Runs that are full with so many tokens, and never hold more than `most`.
+fn full_up(prompts: &[Prompt], full: usize, most: usize) -> Vec<Range<usize>> {
     let mut cuts: Vec<Range<usize>> = Vec::new();
     let mut sum = 0;
     for (i, prompt) in prompts.iter().enumerate() {
-        sum += prompt.tokens.len();
+        let len = prompt.tokens.len();
         match cuts.last_mut() {
-            Some(last) if sum <= tokens => last.end = i + 1,
+            Some(last) if sum < full && sum + len <= most => last.end = i + 1,
             _ => {
-                sum = prompt.tokens.len();
+                sum = 0;
                 cuts.push(i..i + 1);
             }
         }
+        sum += len;
     }
     cuts
 }
@@ -103,6 +112,7 @@ mod tests {
         };
         let prompts: Vec<Prompt> = [3, 4, 3, 20, 1, 9].map(prompt).to_vec();
         assert_eq!(cuts(&prompts, 10), [0..3, 3..4, 4..6]);
+        assert_eq!(cuts(&prompts, 25), [0..3, 3..5, 5..6], "14, 21 and 9");
         assert!(cuts(&[], 10).is_empty());
     }
 }
