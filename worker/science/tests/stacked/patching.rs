@@ -138,27 +138,19 @@ fn what_is_predicted_does_not_depend_on_what_is_patched_beside_it(machine: &impl
         let (network, tasks) = (shape.network(own), own.data.bases as usize);
         let means: Vec<f32> = (0..tasks).flat_map(|task| sequences(own, task, 1)).collect();
         let layers: Vec<usize> = (0..=shape.layers as usize).collect();
+        let all: Vec<[usize; 2]> = (0..tasks).flat_map(|source| (0..tasks).map(move |to| [source, to])).collect();
+        let (n, layers) = (N as usize, layers.as_slice());
+        let of = Patching { sequences: n, tasks, layers, tokens: (0, 2), add: true, pairs: &all, memory: 0 };
         let predicted = |pairs: &[[usize; 2]], memory: usize| {
-            let of =
-                Patching { sequences: N as usize, tasks, layers: &layers, tokens: (0, 2), add: true, pairs, memory };
+            let of = Patching { pairs, memory, ..of };
             let cost = cost(network.sizes(), of, 232_448);
             let sources = pairs.iter().map(|[source, _]| (*source, sequences(own, *source, 2))).collect();
             (cost, Patched::new(machine, &network, of).unwrap().run(&means, &sources).unwrap())
         };
-        let all: Vec<[usize; 2]> = (0..tasks).flat_map(|source| (0..tasks).map(move |to| [source, to])).collect();
         let (at_once, whole) = predicted(&all, usize::MAX);
         assert!(whole.patched.concat().concat().iter().all(|value| value.is_finite()));
-        let of = Patching {
-            sequences: N as usize,
-            tasks,
-            layers: &layers,
-            tokens: (0, 2),
-            add: true,
-            pairs: &all,
-            memory: 0,
-        };
         let least = least_memory(network.sizes(), &of);
-        let each = 25 * N as usize * shape.examples as usize * shape.width as usize * size_of::<f32>();
+        let each = 25 * n * shape.examples as usize * shape.width as usize * size_of::<f32>();
         // One at a time, three and a little, and five, of which the last part has one pair.
         for memory in [0, least + 5 * each / 2, least + 9 * each / 2] {
             let (in_parts, same) = predicted(&all, memory);
