@@ -86,36 +86,74 @@ impl Voyage {
         Ok(Self { course, clock: Clock::start(training.step()) })
     }
 
-    /// What follows an update before which the loss was `loss`. Several updates may have been made since the last call, as
-    /// long as [`Course::updates_to_next_event`] is kept. The outcome, when this was the last one or the sink asks for a stop.
+    /// What is due after an update before which the loss was `loss`; the sink learns of the progress and says whether to stop.
+    /// Several updates may have been made since the last call, as long as [`Course::updates_to_next_event`] is kept.
+    pub fn look(&mut self, loss: f64, training: &dyn State, sink: &mut dyn Sink) -> Due {
+        let (course, step) = (&self.course, training.step());
+        let row = course.logs(step).then(|| {
+            let sequences_per_second = self.clock.since_last_row(step) * f64::from(course.batch);
+            TrainLoss { step, loss, learning_rate: training.learning_rate(step), sequences_per_second }
+        });
+        let per_second = self.clock.since_start(step);
+        let progress = Progress { done: step, total: course.steps, per_second, loss: Some(loss) };
+        let then = match sink.progress(progress) {
+            _ if step >= course.to => Then::Finish,
+            Control::Stop => Then::Stop,
+            Control::Continue => Then::GoOn,
+        };
+        Due { row, weights: course.analyses(step), then }
+    }
+}
+
+/// What is to be kept of a run as it is after an update, and how it goes on.
+///
+/// A decision apart from what comes of it, since writing checkpoints takes time in which a device can make the next updates.
+pub(crate) struct Due {
+    row: Option<TrainLoss>,
+    weights: bool,
+    then: Then,
+}
+
+enum Then {
+    GoOn,
+    Stop,
+    /// It is at the segment's last step.
+    Finish,
+}
+
+impl Due {
+    pub fn goes_on(&self) -> bool {
+        matches!(self.then, Then::GoOn)
+    }
+
+    /// Which checkpoint holds all that [`Self::settle`] saves, if it saves anything.
+    pub fn holds(&self) -> Option<Purpose> {
+        match self.then {
+            Then::GoOn => self.weights.then_some(Purpose::Weights),
+            Then::Stop | Then::Finish => Some(Purpose::Resume),
+        }
+    }
+
+    /// Gives the sink all that is due of a run that is, or is remembered, as it was when this was decided. The outcome, where
+    /// it does not go on.
     ///
     /// # Errors
     /// Whatever the sink returns.
-    pub fn after_update(
-        &mut self,
-        loss: f64,
-        training: &dyn State,
-        sink: &mut dyn Sink,
-    ) -> Result<Option<Executed>, ScienceError> {
-        let (course, step) = (&self.course, training.step());
-        if course.logs(step) {
-            let sequences_per_second = self.clock.since_last_row(step) * f64::from(course.batch);
-            let learning_rate = training.learning_rate(step);
-            sink.train_loss(TrainLoss { step, loss, learning_rate, sequences_per_second });
+    pub fn settle(self, training: &dyn State, sink: &mut dyn Sink) -> Result<Option<Executed>, ScienceError> {
+        if let Some(row) = self.row {
+            sink.train_loss(row);
         }
-        if course.analyses(step) {
+        if self.weights {
             training.save(Purpose::Weights, sink)?;
         }
-        let per_second = self.clock.since_start(step);
-        let progress = Progress { done: step, total: course.steps, per_second, loss: Some(loss) };
-        if sink.progress(progress) == Control::Stop && step < course.to {
-            return Ok(Some(Executed::Stopped { at: training.save(Purpose::Resume, sink)? }));
+        match self.then {
+            Then::GoOn => Ok(None),
+            Then::Stop => Ok(Some(Executed::Stopped { at: training.save(Purpose::Resume, sink)? })),
+            Then::Finish => {
+                training.save(Purpose::Resume, sink)?;
+                Ok(Some(Executed::Finished(Metrics::default())))
+            }
         }
-        if step < course.to {
-            return Ok(None);
-        }
-        training.save(Purpose::Resume, sink)?;
-        Ok(Some(Executed::Finished(Metrics::default())))
     }
 }
 
@@ -127,7 +165,8 @@ pub(crate) fn run(course: Course, training: &mut dyn Training, sink: &mut dyn Si
     let mut voyage = Voyage::begin(course, &*training, sink)?;
     loop {
         let loss = training.advance()?;
-        if let Some(executed) = voyage.after_update(loss, &*training, sink)? {
+        let due = voyage.look(loss, &*training, sink);
+        if let Some(executed) = due.settle(&*training, sink)? {
             return Ok(executed);
         }
     }

@@ -44,7 +44,8 @@ use taskvec_model::{
 /// Where a running job sends what it produces, and where it hears that it should stop. Synchronous: the caller decides
 /// about threads and channels.
 pub trait Sink {
-    /// Called often (every step of training): keep it cheap. After `Stop` the job ends at its next safe point.
+    /// Called often (every step of training): keep it cheap. After `Stop` the job ends at its next safe point. Of a step of
+    /// training it comes before what is kept of it.
     fn progress(&mut self, progress: Progress) -> Control;
 
     /// Keeps a checkpoint. `write` writes the whole safetensors file, the same bytes at every call.

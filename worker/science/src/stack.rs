@@ -7,14 +7,14 @@ mod on_machine;
 
 use crate::{
     Executed, Inputs, Models, ScienceError, Sink,
-    course::{Course, State, Voyage},
+    course::{Course, Due, State, Voyage},
     execute::{execute, execute_on},
     train::{Segment, Start, Trainer},
 };
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use taskvec_kernels::cuda::program::Machine;
-use taskvec_model::job::JobWork;
+use taskvec_model::job::{JobWork, Purpose};
 
 /// The sink of a job that shares a slot with others: it is told when the job ends, while the others go on.
 pub trait MemberSink: Sink + Send {
@@ -83,34 +83,47 @@ fn segment(work: &JobWork) -> Option<Segment<'_>> {
     }
 }
 
-/// Makes updates of several runs. Between two calls the state of each is what its resume checkpoint holds, so runs may be at
-/// different steps, and one may be taken out at any time.
+/// Makes updates of several runs. Between two strides the state of each is what its resume checkpoint holds, so runs may be
+/// at different steps, and one may be taken out at any time.
 ///
-/// [`SideBySide`] on the CPU, or [`on_machine`], which keeps the runs in the memory of a device, makes some updates of all of
-/// them at once and fetches the losses afterwards.
+/// [`SideBySide`] on the CPU, or [`on_machine`], which keeps the runs in the memory of a device: while that makes a stride, the
+/// host is free to store what the one before has led to.
 trait Crew {
     /// Updates between two looks at the sinks, at most: wishes to stop are to be heard soon.
     fn stride(&self) -> u64;
 
-    /// Makes this many updates of every run, and gives the loss before the last of them. A run that fails is not touched any
-    /// more.
-    fn advance(&mut self, updates: u64) -> Vec<Result<f64, ScienceError>>;
+    /// Remembers of a run what a checkpoint of this purpose holds, so that [`Self::state`] can save it, or less, while a
+    /// stride is under way.
+    fn remember(&mut self, place: usize, purpose: Purpose) -> Result<(), ScienceError>;
 
-    /// A run by its place.
+    /// Begins a stride: this many updates of every run. Where they can be made while the host does other things, it does not
+    /// wait; where it fails, [`Self::finish`] says so.
+    fn begin(&mut self, updates: u64);
+
+    /// Ends the stride that was begun: waits for its updates, and gives of each run the loss before the last of them. A run
+    /// that fails is not touched any more.
+    fn finish(&mut self) -> Vec<Result<f64, ScienceError>>;
+
+    /// A run by its place: as it was before the stride where one is under way, and then to be saved only if remembered.
     fn state(&self, place: usize) -> Box<dyn State + '_>;
 
-    /// Takes a run out; those after it move up.
+    /// Takes a run out, also of a stride that is under way; those after it move up.
     fn remove(&mut self, place: usize);
 }
 
 fn side_by_side(starts: Vec<(Segment<'_>, Start)>) -> Result<Box<dyn Crew + '_>, ScienceError> {
     let trainers = starts.iter().map(|(segment, start)| Trainer::at(segment, start));
-    Ok(Box::new(SideBySide(trainers.collect::<Result<_, _>>()?)))
+    Ok(Box::new(SideBySide { trainers: trainers.collect::<Result<_, _>>()?, begun: 0 }))
 }
 
 /// On the CPU: every run has its engine. All go to the pool at once and each gives it its pieces, so a thread that finds no
-/// run left helps with the pieces of another's.
-struct SideBySide<'a>(Vec<Trainer<'a>>);
+/// run left helps with the pieces of another's. All cores are its own, so a stride is made when its end is waited for, and
+/// until then a run is what it was.
+struct SideBySide<'a> {
+    trainers: Vec<Trainer<'a>>,
+    /// Updates of the stride that was begun.
+    begun: u64,
+}
 
 /// About a fifth of a second of one core: threads meet after each stride, so it should not be too short either.
 const STRIDE_FLOPS: u64 = 20_000_000_000;
@@ -119,11 +132,20 @@ const STRIDE_MOST: u64 = 100;
 
 impl Crew for SideBySide<'_> {
     fn stride(&self) -> u64 {
-        let most = self.0.iter().map(Trainer::flops_per_update).max().unwrap_or(1);
+        let most = self.trainers.iter().map(Trainer::flops_per_update).max().unwrap_or(1);
         (STRIDE_FLOPS / most.max(1)).clamp(1, STRIDE_MOST)
     }
 
-    fn advance(&mut self, updates: u64) -> Vec<Result<f64, ScienceError>> {
+    fn remember(&mut self, _: usize, _: Purpose) -> Result<(), ScienceError> {
+        Ok(())
+    }
+
+    fn begin(&mut self, updates: u64) {
+        self.begun = updates;
+    }
+
+    fn finish(&mut self) -> Vec<Result<f64, ScienceError>> {
+        let updates = std::mem::take(&mut self.begun);
         let some = |trainer: &mut Trainer<'_>| {
             let mut loss = f64::NAN;
             for _ in 0..updates {
@@ -131,15 +153,15 @@ impl Crew for SideBySide<'_> {
             }
             Ok(loss)
         };
-        self.0.par_iter_mut().with_max_len(1).map(some).collect()
+        self.trainers.par_iter_mut().with_max_len(1).map(some).collect()
     }
 
     fn state(&self, place: usize) -> Box<dyn State + '_> {
-        Box::new(&self.0[place])
+        Box::new(&self.trainers[place])
     }
 
     fn remove(&mut self, place: usize) {
-        self.0.remove(place);
+        self.trainers.remove(place);
     }
 }
 
@@ -180,6 +202,28 @@ fn train(members: Vec<Member>, muster: &Muster<'_>) {
 
 /// Until the last of them has ended.
 fn sail(crew: &mut dyn Crew, courses: Vec<(Course, Box<dyn MemberSink>)>) {
+    let mut aboard = embarked(crew, courses);
+    set_off(crew, aboard.iter().enumerate());
+    while !aboard.is_empty() {
+        let losses = crew.finish();
+        let look = |(place, (loss, run)): (usize, (Result<f64, ScienceError>, &mut Aboard))| {
+            Ok(run.voyage.look(loss?, &*crew.state(place), &mut *run.sink))
+        };
+        let mut due: Vec<_> = losses.into_iter().zip(&mut aboard).enumerate().map(look).collect();
+        go_on(crew, &aboard, &mut due);
+        // From the last, so that the places of those before stay.
+        for (place, due) in due.into_iter().enumerate().rev() {
+            let sink = &mut *aboard[place].sink;
+            if let Some(how) = due.and_then(|due| due.settle(&*crew.state(place), sink)).transpose() {
+                crew.remove(place);
+                aboard.remove(place).sink.ended(how);
+            }
+        }
+    }
+}
+
+/// Those that could begin.
+fn embarked(crew: &mut dyn Crew, courses: Vec<(Course, Box<dyn MemberSink>)>) -> Vec<Aboard> {
     let mut aboard = Vec::new();
     for (course, mut sink) in courses {
         let begun = Voyage::begin(course, &*crew.state(aboard.len()), &mut *sink);
@@ -191,19 +235,28 @@ fn sail(crew: &mut dyn Crew, courses: Vec<(Course, Box<dyn MemberSink>)>) {
             }
         }
     }
-    while !aboard.is_empty() {
-        let to_next =
-            |(place, run): (usize, &Aboard)| run.voyage.course.updates_to_next_event(crew.state(place).step());
-        let next = aboard.iter().enumerate().map(to_next).min().unwrap_or(1);
-        let losses = crew.advance(next.min(crew.stride()));
-        // From the last, so that the places of those before stay.
-        for (place, loss) in losses.into_iter().enumerate().rev() {
-            let Aboard { voyage, sink } = &mut aboard[place];
-            let after = |loss| voyage.after_update(loss, &*crew.state(place), &mut **sink);
-            if let Some(how) = loss.and_then(after).transpose() {
-                crew.remove(place);
-                aboard.remove(place).sink.ended(how);
-            }
+    aboard
+}
+
+/// Begins the next stride, if any run goes on, before what is due of the last one is settled: what that takes is remembered.
+fn go_on(crew: &mut dyn Crew, aboard: &[Aboard], due: &mut [Result<Due, ScienceError>]) {
+    let goes_on = |due: &Result<Due, ScienceError>| due.as_ref().is_ok_and(Due::goes_on);
+    if !due.iter().any(goes_on) {
+        return;
+    }
+    for (place, due) in due.iter_mut().enumerate() {
+        let holds = due.as_ref().ok().and_then(Due::holds);
+        if let Some(Err(error)) = holds.map(|purpose| crew.remember(place, purpose)) {
+            *due = Err(error);
         }
+    }
+    set_off(crew, aboard.iter().enumerate().zip(due).filter(|(_, due)| goes_on(due)).map(|(run, _)| run));
+}
+
+/// Begins a stride to the next event of these runs, if there is any of them.
+fn set_off<'r>(crew: &mut dyn Crew, runs: impl Iterator<Item = (usize, &'r Aboard)>) {
+    let to_next = |(place, run): (usize, &Aboard)| run.voyage.course.updates_to_next_event(crew.state(place).step());
+    if let Some(next) = runs.map(to_next).min() {
+        crew.begin(next.min(crew.stride()));
     }
 }

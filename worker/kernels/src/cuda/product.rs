@@ -105,6 +105,13 @@ impl<B> Product<B> {
         [(&left.place, reach(left, a)), (&right.place, reach(right, b)), (&self.out.place, reach(&self.out, out))]
     }
 
+    /// Bytes of all matrices, one that all runs share once.
+    pub fn bytes(&self) -> usize {
+        let strides = [self.factors[0].stride, self.factors[1].stride, self.out.stride];
+        let of = |(elements, stride)| if stride == 0 { elements } else { self.of.runs * elements };
+        self.elements().into_iter().zip(strides).map(of).sum::<usize>() * size_of::<f32>()
+    }
+
     /// Multiplications and additions.
     pub fn operations(&self) -> usize {
         2 * self.of.runs * self.of.m * self.of.n * self.of.k

@@ -155,10 +155,9 @@ impl Program {
                     cost.kernel_bytes += call.buffers().map(|(_, reach)| reach).sum::<usize>();
                 }
                 Operation::Multiply(product) => {
-                    let elements: usize = product.elements().iter().sum();
                     cost.products += 1;
                     cost.operations += product.operations();
-                    cost.product_bytes += product.extent().runs * elements * size_of::<f32>();
+                    cost.product_bytes += product.bytes();
                 }
                 Operation::Clear(region) => {
                     cost.clears += 1;

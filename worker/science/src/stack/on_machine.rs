@@ -6,7 +6,7 @@ use crate::{
     course::State,
     engine::{
         factors,
-        stacked::{Advanced, Run, StackedEngine, StackedError, Together},
+        stacked::{Advanced, Run, Snapshot, StackedEngine, StackedError, Together},
     },
     optim,
     train::{Segment, Start},
@@ -34,8 +34,9 @@ pub(super) fn muster<M: Machine<Loaded: 'static>>(machine: &M) -> Box<Muster<'_>
             place,
             step: start.step,
             last_loss: None,
+            remembered: None,
         });
-        Ok(Box::new(OnMachine { engine, aboard: aboard.collect() }))
+        Ok(Box::new(OnMachine { engine, aboard: aboard.collect(), begun: Ok(()) }))
     })
 }
 
@@ -55,6 +56,8 @@ fn run<'a>(segment: &Segment<'a>, start: &'a Start) -> Run<'a> {
 struct OnMachine<'a, L> {
     engine: StackedEngine<L>,
     aboard: Vec<Aboard<'a>>,
+    /// Could the last stride be begun?
+    begun: Result<(), StackedError>,
 }
 
 struct Aboard<'a> {
@@ -64,6 +67,8 @@ struct Aboard<'a> {
     /// Updates made.
     step: u64,
     last_loss: Option<f64>,
+    /// As it was before the stride that is under way.
+    remembered: Option<Snapshot>,
 }
 
 impl Aboard<'_> {
@@ -85,12 +90,24 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> Crew for OnMac
         SLOTS as u64
     }
 
-    fn advance(&mut self, updates: u64) -> Vec<Result<f64, ScienceError>> {
+    fn remember(&mut self, place: usize, purpose: Purpose) -> Result<(), ScienceError> {
+        let run = &mut self.aboard[place];
+        run.remembered = Some(self.engine.snapshot(run.place, purpose)?);
+        Ok(())
+    }
+
+    fn begin(&mut self, updates: u64) {
         // Those that left keep the rate of another: what becomes of them does not matter.
         let mut rates: Vec<Option<Segment<'_>>> = vec![None; self.engine.runs()];
         self.aboard.iter().for_each(|run| rates[run.place] = Some(run.segment));
         let rate = |place: usize, step| rates[place].map_or(0.0, |segment| segment.train.learning_rate(step));
-        match self.engine.advance(updates as usize, rate) {
+        self.begun = self.engine.begin(updates as usize, rate);
+    }
+
+    fn finish(&mut self) -> Vec<Result<f64, ScienceError>> {
+        self.aboard.iter_mut().for_each(|run| run.remembered = None);
+        let begun = std::mem::replace(&mut self.begun, Ok(()));
+        match begun.and_then(|()| self.engine.finish()) {
             Ok(advanced) => self.aboard.iter_mut().map(|run| run.outcome(&advanced[run.place])).collect(),
             Err(error) => {
                 let why = error.to_string();
@@ -108,7 +125,7 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> Crew for OnMac
     }
 }
 
-/// A run as it is now.
+/// A run as it is between two strides.
 struct Seen<'a, L> {
     engine: &'a StackedEngine<L>,
     run: &'a Aboard<'a>,
@@ -124,10 +141,18 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> State for Seen
     }
 
     fn save(&self, purpose: Purpose, sink: &mut dyn Sink) -> Result<CheckpointRef, ScienceError> {
-        let network = self.engine.network(self.run.place)?;
+        let now;
+        let snapshot = match self.run.remembered.as_ref().filter(|snapshot| snapshot.serves(purpose)) {
+            Some(remembered) => remembered,
+            None => {
+                now = self.engine.snapshot(self.run.place, purpose)?;
+                &now
+            }
+        };
+        let network = snapshot.network()?;
         let moments = match purpose {
             Purpose::Weights => None,
-            Purpose::Resume => Some(self.engine.moments(self.run.place)?),
+            Purpose::Resume => snapshot.moments()?,
         };
         self.run.segment.save(self.run.step, (&network, moments.as_deref()), purpose, sink)
     }

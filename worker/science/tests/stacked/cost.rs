@@ -7,6 +7,7 @@ use taskvec_science::{
     analysis::decode::Decoder,
     engine::stacked::{
         Together, cost,
+        patching::{self, Patching},
         states::{self, Place, Readings},
     },
     model::Sizes,
@@ -101,5 +102,40 @@ fn launches_and_operations_of_task_decodability() {
         assert_eq!((parts.operations, parts.products), (cost.operations, 2 * cost.products), "{name}");
         assert_eq!(parts.launches, 2 * (cost.launches - 2) + 2, "{name}");
         assert!(parts.memory < cost.memory, "{name}");
+    }
+}
+
+/// Patching at every block, of all ordered pairs, with 100 sequences of each task and again of each source.
+#[test]
+fn launches_and_operations_of_patching() {
+    for (name, texts) in [("quickstart", QUICKSTART), ("paper", PAPER)] {
+        let Configuration { model, data, .. } = Configuration::parse(texts).unwrap();
+        let DataSpec::SparseLinear(sparse) = &data;
+        let (sizes, n, tasks) = (Sizes::new(&model, &data), 100, sparse.bases as usize);
+        let layers: Vec<usize> = (1..=sizes.layers).collect();
+        let pairs: Vec<[usize; 2]> = (0..tasks).flat_map(|source| (0..tasks).map(move |to| [source, to])).collect();
+        let tokens = (0, sizes.positions / 2);
+        let of = Patching { sequences: n, tasks, layers: &layers, tokens, add: true, pairs: &pairs, memory: 4 << 30 };
+        let cost = patching::cost(sizes, of, 232_448);
+        let giga = |n: usize| n as f64 / 1e9;
+        println!(
+            "{name}: {} products of {:.2} GFLOP and {:.3} GB, {} other launches of {:.3} GB, memory {:.2} GB",
+            cost.products,
+            giga(cost.operations),
+            giga(cost.product_bytes),
+            cost.launches + cost.clears,
+            giga(cost.kernel_bytes),
+            giga(cost.memory)
+        );
+        // Once through all blocks, and from each layer on through those behind it; read in once, and out at the end of each.
+        let (l, d, rows) = (sizes.layers, sizes.width, n * sizes.positions);
+        let behind = l * (l - 1) / 2;
+        assert_eq!((cost.products, cost.clears), (4 * (l + behind) + 1 + l + l + 1, 0), "{name}");
+        assert_eq!(cost.launches, 7 * (l + behind) + 1 + l * pairs.len() + 3 * (l + 1), "{name}");
+        let (all, out) = (2 * tasks, |runs: usize| runs * rows / 2 * d);
+        let blocks = 12 * d * d * rows * (all * l + pairs.len() * behind);
+        let means = l * tasks * tasks * n * sizes.positions * d;
+        let by_hand = 2 * (blocks + all * rows * d * sizes.channels + means + out(tasks) + l * out(pairs.len()));
+        assert_eq!(cost.operations, by_hand, "{name}");
     }
 }

@@ -57,7 +57,7 @@ impl MemberSink for Watched {
     }
 }
 
-fn job(seed: u64, batch: u32) -> JobWork {
+pub fn job(seed: u64, batch: u32) -> JobWork {
     let (mut model, data, mut train) = (common::model(), common::data(), common::train(STEPS));
     (model.layers, model.width, model.heads) = (1, 8, 2);
     (train.batch, train.log_every) = (batch, 5);

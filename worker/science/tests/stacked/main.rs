@@ -14,6 +14,7 @@ mod agreement;
 mod cost;
 mod jobs;
 mod lives;
+mod overlap;
 mod patching;
 mod runs;
 mod td;

@@ -14,12 +14,14 @@ use taskvec_science::{
     ScienceError,
     analysis::intervene,
     data::{Bases, generate},
+    engine::stacked::patching::{Patched, Patching, cost, least_memory},
     rng::{Purpose, Stream},
 };
 
 on_machines!(
     every_mode_site_and_choice_of_positions_is_that_of_the_cpu,
     only_the_pairs_that_are_asked_for_are_patched,
+    what_is_predicted_does_not_depend_on_what_is_patched_beside_it,
     what_is_not_finite_is_refused_and_a_wish_to_stop_is_heard,
 );
 
@@ -116,7 +118,52 @@ fn only_the_pairs_that_are_asked_for_are_patched(machine: &impl Machine) {
             (other.layer, &other.source_task, &other.target_task) == (row.layer, &row.source_task, &row.target_task)
         };
         let other = all.iter().find(same).unwrap();
-        assert!((other.patched / row.patched - 1.0).abs() < 1e-5, "{row:?}, among others {other:?}");
+        assert_eq!((row.baseline, row.patched), (other.baseline, other.patched), "{row:?}, among others");
+    }
+}
+
+/// Tokens of sequences of a basis.
+fn sequences(own: &Own, basis: usize, step: u64) -> Vec<f32> {
+    let from = basis as u64 * u64::from(N);
+    let batch = generate(&own.data, own.stream(step), from..from + u64::from(N), Bases::Fixed(basis as u32));
+    let mut tokens = vec![0.0; batch.y.len() * 2 * own.data.channels() as usize];
+    batch.write_tokens(&mut tokens);
+    tokens
+}
+
+/// All pairs at once, in parts of any size, and each by itself.
+fn what_is_predicted_does_not_depend_on_what_is_patched_beside_it(machine: &impl Machine) {
+    for shape in [SHAPES[0], SHAPES[3]] {
+        let own = &runs(shape)[2];
+        let (network, tasks) = (shape.network(own), own.data.bases as usize);
+        let means: Vec<f32> = (0..tasks).flat_map(|task| sequences(own, task, 1)).collect();
+        let layers: Vec<usize> = (0..=shape.layers as usize).collect();
+        let all: Vec<[usize; 2]> = (0..tasks).flat_map(|source| (0..tasks).map(move |to| [source, to])).collect();
+        let (n, layers) = (N as usize, layers.as_slice());
+        let of = Patching { sequences: n, tasks, layers, tokens: (0, 2), add: true, pairs: &all, memory: 0 };
+        let predicted = |pairs: &[[usize; 2]], memory: usize| {
+            let of = Patching { pairs, memory, ..of };
+            let cost = cost(network.sizes(), of, 232_448);
+            let sources = pairs.iter().map(|[source, _]| (*source, sequences(own, *source, 2))).collect();
+            (cost, Patched::new(machine, &network, of).unwrap().run(&means, &sources).unwrap())
+        };
+        let (at_once, whole) = predicted(&all, usize::MAX);
+        assert!(whole.patched.concat().concat().iter().all(|value| value.is_finite()));
+        let least = least_memory(network.sizes(), &of);
+        let each = 25 * n * shape.examples as usize * shape.width as usize * size_of::<f32>();
+        // One at a time, three and a little, and five, of which the last part has one pair.
+        for memory in [0, least + 5 * each / 2, least + 9 * each / 2] {
+            let (in_parts, same) = predicted(&all, memory);
+            assert!(in_parts.launches > at_once.launches && in_parts.memory < at_once.memory, "{memory}: {in_parts:?}");
+            assert_eq!((in_parts.operations, in_parts.clears), (at_once.operations, 0));
+            assert!(same == whole, "{shape:?}: parts of {memory} bytes");
+        }
+        for (i, pair) in all.iter().enumerate().step_by(3) {
+            let (_, single) = predicted(&[*pair], usize::MAX);
+            let of_pair: Vec<_> = whole.patched.iter().map(|of_layer| vec![of_layer[i].clone()]).collect();
+            assert!(single.patched == of_pair, "{shape:?}: {pair:?} alone");
+            assert_eq!(single.baselines[&pair[0]], whole.baselines[&pair[0]]);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     Control, ScienceError, Sink,
     analysis::refused,
     data::Sequences,
-    engine::stacked::patching::{Patched, Patching, memory},
+    engine::stacked::patching::{Patched, Patching, least_memory},
     model::Transformer,
 };
 use std::{
@@ -22,10 +22,11 @@ use taskvec_model::{
     spec::{DataSpec, InterventionSpec, PatchMode},
 };
 
-/// Bytes that activations may take.
+/// Bytes that activations may take: as many pairs are patched at a time as fit in.
 const MEMORY: usize = 4 << 30;
 
-/// As [`super::run`], which also does it where there is nothing to patch, or activations take more than 4 GiB.
+/// As [`super::run`], which also does it where there is nothing to patch, or those of a single pair would take
+/// more than 4 GiB.
 ///
 /// # Errors
 /// Those of [`super::run`], and the machine's.
@@ -48,9 +49,10 @@ pub fn run_on<M: Machine>(
         tokens: (lab.tokens[0], lab.tokens.len()),
         add: spec.mode == PatchMode::AddMeanDifference,
         pairs: &pairs,
+        memory: MEMORY,
     };
     let nothing = layers.is_empty() || pairs.is_empty() || spec.samples_per_task == 0 || spec.replicates == 0;
-    if nothing || memory(network.sizes(), &of) > MEMORY {
+    if nothing || least_memory(network.sizes(), &of) > of.memory {
         return super::run(network, seed, data, spec, sink);
     }
     let mut patched = Patched::new(machine, network, of).map_err(refused)?;

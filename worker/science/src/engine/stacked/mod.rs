@@ -12,17 +12,19 @@ mod block;
 mod layout;
 mod pass;
 pub mod patching;
+mod snapshot;
 pub mod states;
 mod step;
 mod writer;
 
-use super::{flat, moments_of, network_of};
+use super::flat;
 use crate::{
     course,
     model::{Sizes, Transformer},
     optim::Moments,
 };
 use layout::Layout;
+pub use snapshot::Snapshot;
 use std::fmt;
 use step::{Places, Shape};
 use taskvec_kernels::{
@@ -32,7 +34,7 @@ use taskvec_kernels::{
         program::{Cost, Loaded, Machine, Region},
     },
 };
-use taskvec_model::spec::SparseLinear;
+use taskvec_model::{job::Purpose, spec::SparseLinear};
 
 /// A run to be trained.
 pub struct Run<'a> {
@@ -98,6 +100,8 @@ pub enum StackedError {
     Nothing { runs: usize, batch: usize, slots: usize },
     #[error("{steps} steps at once are more than the {slots} that are remembered: advance in several calls")]
     TooFar { steps: usize, slots: usize },
+    #[error("updates are under way: finish them before {what}")]
+    UnderWay { what: &'static str },
     #[error("run {run} {diverged}")]
     Over { run: usize, diverged: Diverged },
     #[error("the machine fails: {0}")]
@@ -113,6 +117,8 @@ pub struct StackedEngine<L> {
     places: Places,
     loaded: L,
     runs: Vec<State>,
+    /// Updates that were begun and not finished.
+    under_way: Option<usize>,
 }
 
 /// Where a run stands.
@@ -162,13 +168,13 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
         let (program, places) = step::program(&shape, (&layout, &slots), first.data, &sources);
         let loaded = machine.load(program).map_err(failed)?;
         let states = runs.iter().map(|run| State::At(run.step)).collect();
-        let mut engine = Self { shape, layout, places, loaded, runs: states };
-        engine.begin(runs)?;
+        let mut engine = Self { shape, layout, places, loaded, runs: states, under_way: None };
+        engine.prepare(runs)?;
         Ok(engine)
     }
 
     /// Writes all that the first step reads.
-    fn begin(&mut self, runs: &[Run<'_>]) -> Result<()> {
+    fn prepare(&mut self, runs: &[Run<'_>]) -> Result<()> {
         let Places { parameters, gradients, moments, step, limits, .. } = self.places;
         // Between the parameters, gradients are zero and stay so.
         self.write(gradients, &vec![0; gradients.bytes()])?;
@@ -193,8 +199,19 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
     /// Makes `steps` updates of every run that has not diverged. `rate(run, step)` is the learning rate of an update, from 1.
     ///
     /// # Errors
-    /// More steps than are remembered, and the machine's.
+    /// Those of [`Self::begin`] and [`Self::finish`].
     pub fn advance(&mut self, steps: usize, rate: impl Fn(usize, u64) -> f64) -> Result<Vec<Advanced>> {
+        self.begin(steps, rate)?;
+        self.finish()
+    }
+
+    /// The first half of [`Self::advance`]: the machine has its orders, and need not have done anything yet. Until the
+    /// second half, runs cannot be read.
+    ///
+    /// # Errors
+    /// More steps than are remembered, steps that were begun earlier and not finished, and the machine's.
+    pub fn begin(&mut self, steps: usize, rate: impl Fn(usize, u64) -> f64) -> Result<()> {
+        self.at_rest("more are begun")?;
         let slots = self.shape.slots;
         if steps > slots {
             return Err(StackedError::TooFar { steps, slots });
@@ -207,6 +224,16 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
         }
         self.write(self.places.rates, &rates.iter().flat_map(|rate| rate.to_le_bytes()).collect::<Vec<u8>>())?;
         self.loaded.run(steps).map_err(failed)?;
+        self.under_way = Some(steps);
+        Ok(())
+    }
+
+    /// The second half of [`Self::advance`]: waits for the steps that were begun, none where none were.
+    ///
+    /// # Errors
+    /// The machine's, also those of the steps.
+    pub fn finish(&mut self) -> Result<Vec<Advanced>> {
+        let (steps, slots) = (self.under_way.take().unwrap_or(0), self.shape.slots);
         let [losses, norms] = [self.places.losses, self.places.norms].map(|ring| self.doubles(ring));
         let (losses, norms) = (losses?, norms?);
         let row = |i: usize, step: u64| {
@@ -221,41 +248,63 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> StackedEngine<
         self.runs.len()
     }
 
+    /// A copy of what a checkpoint of a run holds now.
+    ///
+    /// # Errors
+    /// It has diverged, updates are under way; the machine's.
+    pub fn snapshot(&self, run: usize, purpose: Purpose) -> Result<Snapshot> {
+        let moments = match purpose {
+            Purpose::Weights => None,
+            Purpose::Resume => {
+                let [m, v] = self.places.moments.map(|place| self.of_run(place, run));
+                Some([m?, v?])
+            }
+        };
+        Ok(Snapshot::new(self.shape.sizes, self.of_run(self.places.parameters, run)?, moments))
+    }
+
     /// The model of a run as it is now.
     ///
     /// # Errors
-    /// It has diverged; the machine's.
+    /// Those of [`Self::snapshot`].
     pub fn network(&self, run: usize) -> Result<Transformer> {
-        Ok(network_of(self.shape.sizes, &self.dense(self.places.parameters, run)?)?)
+        self.snapshot(run, Purpose::Weights)?.network()
     }
 
     /// The optimiser's moments of a run, in the order of the model's parameters.
     ///
     /// # Errors
-    /// It has diverged; the machine's.
+    /// Those of [`Self::snapshot`].
     pub fn moments(&self, run: usize) -> Result<Vec<Moments>> {
-        let [m, v] = self.places.moments.map(|place| self.dense(place, run));
-        Ok(moments_of(self.shape.sizes, [&m?, &v?])?)
+        Ok(self.snapshot(run, Purpose::Resume)?.moments()?.unwrap_or_default())
     }
 
     /// The batch that a run saw last: tokens (B, 2K, C) and y (B, K).
     ///
     /// # Errors
-    /// The machine's.
+    /// Updates are under way; the machine's.
     pub fn batch(&self, run: usize) -> Result<[Vec<f32>; 2]> {
+        self.at_rest("a batch is read")?;
         let ([n, r], channels) = (self.shape.rows(), self.shape.sizes.channels);
         let [tokens, y] = [(self.places.tokens, n * channels), (self.places.y, r)]
             .map(|(place, len)| self.floats(place.behind(run * len).first(len)));
         Ok([tokens?, y?])
     }
 
-    /// A run's values of something that is laid out as parameters are, one parameter after the other.
-    fn dense(&self, place: Region, run: usize) -> Result<Vec<f32>> {
+    /// # Errors
+    /// Updates are under way.
+    fn at_rest(&self, what: &'static str) -> Result<()> {
+        self.under_way.map_or(Ok(()), |_| Err(StackedError::UnderWay { what }))
+    }
+
+    /// A run's bytes of something that is laid out as parameters are.
+    fn of_run(&self, place: Region, run: usize) -> Result<Vec<u8>> {
+        self.at_rest("a run is read")?;
         if let State::Over(diverged, _) = self.runs[run] {
             return Err(StackedError::Over { run, diverged });
         }
         let stride = self.layout.stride;
-        Ok(self.layout.gathered(&self.floats(place.behind(run * stride).first(stride))?))
+        self.loaded.read(place.behind(run * stride).first(stride)).map_err(failed)
     }
 
     fn place(&mut self, place: Region, run: usize, dense: &[f32]) -> Result<()> {

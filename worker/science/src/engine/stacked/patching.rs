@@ -1,5 +1,9 @@
-//! Activation patching of a model on a machine, as one program: the means of each latent task at every layer, the sequences of
-//! each source as they are, and from each layer on all its targets at once.
+//! Activation patching of a model on a machine, as one program: in one pass the means of each latent task at every layer and
+//! the sequences of all sources as they are, and from each patched layer on all pairs of source and target at once.
+//!
+//! The sequences of a task, and those of a pair, are a run to the machine, and all runs have the same parameters. So a
+//! prediction has the same bytes whatever else is computed beside it, and memory may be spared: where all of them take more
+//! than they may, they go through a block in parts.
 
 use super::{
     Result,
@@ -12,7 +16,10 @@ use crate::{
     engine::flat,
     model::{Block, Parameters, Sizes, Transformer},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 use taskvec_kernels::{
     Precision,
     cuda::{
@@ -20,9 +27,12 @@ use taskvec_kernels::{
         analysis::Patch,
         attention::Attention,
         layers,
-        program::{Loaded, Machine, Program, Region},
+        program::{Cost, Loaded, Machine, Program, Region},
     },
 };
+
+/// Tasks or pairs side by side, at most: a launch has no more.
+const MOST: usize = (1 << 16) - 1;
 
 /// What is to be patched, where and with what.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +49,9 @@ pub struct Patching<'a> {
     pub add: bool,
     /// Source and target.
     pub pairs: &'a [[usize; 2]],
+    /// Bytes that activations may take: where all need more, parts as large as fit go through a block one after the other,
+    /// and in the end one task or pair at a time, whatever that takes ([`least_memory`]).
+    pub memory: usize,
 }
 
 /// What the model predicts at the x positions of the source's sequences, (n, K).
@@ -65,7 +78,9 @@ struct Places {
     tokens: Region,
     /// By source, (n, T, C).
     sources: BTreeMap<usize, Region>,
+    /// By source.
     baselines: BTreeMap<usize, Region>,
+    /// Of each layer, each pair.
     patched: Vec<Vec<Region>>,
 }
 
@@ -116,18 +131,38 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> Patched<L> {
     }
 }
 
-/// Bytes of all activations of a program, nearly.
-pub fn memory(sizes: Sizes, of: &Patching<'_>) -> usize {
-    let (most, _) = widest(of);
-    let streams = most + of.sequences * (of.tasks + 12 * of.tasks.max(most.div_ceil(of.sequences)));
-    streams * sizes.positions * sizes.width * size_of::<f32>()
+/// Bytes that all activations take at least, nearly: where tasks and pairs go through blocks one at a time.
+pub fn least_memory(sizes: Sizes, of: &Patching<'_>) -> usize {
+    let [kept, each] = memory(sizes, of);
+    kept + each
 }
 
-/// Sequences of the source with the most targets, and of all that goes through the model at a time.
-fn widest(of: &Patching<'_>) -> (usize, usize) {
-    let targets = |source: usize| of.pairs.iter().filter(|[s, _]| *s == source).count();
-    let most = of.sequences * (0..of.tasks).map(targets).max().unwrap_or(0);
-    (most, most.max(of.sequences * of.tasks))
+/// Bytes of what is kept all the while, and of what a task or a pair takes on its way through a block.
+fn memory(sizes: Sizes, of: &Patching<'_>) -> [usize; 2] {
+    let (tokens, d) = (of.sequences * sizes.positions, sizes.width);
+    let (all, pairs, layers) = (of.tasks + sources(of).len(), of.pairs.len(), of.layers.len());
+    // Residual streams and tokens, predictions, what states are moved by.
+    let kept = all * tokens * (d + sizes.channels)
+        + (layers * pairs + all) * tokens / 2
+        + of.tasks * (layers * sizes.positions * d + of.tasks * of.sequences);
+    // The patched stream, norm and what is read twice, query, key and value, the activations between, and rows of x.
+    let each = tokens * (12 * d + d / 2);
+    [kept, each].map(|floats| floats * size_of::<f32>())
+}
+
+/// What it takes to patch a model, without a machine; `shared` is what a block of it may have.
+///
+/// # Panics
+/// As [`Patched::new`].
+pub fn cost(sizes: Sizes, of: Patching<'_>, shared: usize) -> Cost {
+    let (layout, slots) = Layout::new(sizes);
+    Task::new(&slots, (sizes, shared), of, &layout).program().0.cost()
+}
+
+/// Each once, ascending.
+fn sources(of: &Patching<'_>) -> Vec<usize> {
+    let named: BTreeSet<usize> = of.pairs.iter().map(|[source, _]| *source).collect();
+    named.into_iter().collect()
 }
 
 /// What every sequence has in the mean, or in the difference of means, of each target.
@@ -147,11 +182,14 @@ struct Task<'a> {
     /// Bytes of shared memory that a block may have.
     shared: usize,
     writer: Writer,
+    sources: Vec<usize>,
+    /// Tasks or pairs that go through a block at a time, at most.
+    part: usize,
     /// Room that every block uses again, but for its stream.
     space: Space,
     /// Rows of x positions.
     at_x: Region,
-    /// The residual streams of sequences as they are, and patched.
+    /// The residual streams of all tasks' sequences and then all sources', and of a part of the pairs.
     streams: [Region; 2],
     /// Of each layer, what states are moved by, (tasks, T, d).
     moves: Vec<Region>,
@@ -162,127 +200,119 @@ impl<'a> Task<'a> {
         assert!(of.layers.iter().all(|&layer| layer <= sizes.layers), "{of:?} of a model of {sizes:?}");
         assert!(of.pairs.as_flattened().iter().all(|&task| task < of.tasks), "{of:?} names a task that is none");
         let mut writer = Writer::forward_only(layout, Precision::F32);
-        let (d, each, (most, widest)) = (sizes.width, sizes.positions, widest(&of));
-        let rows = widest * each;
-        let streams = [of.sequences * of.tasks, most].map(|sequences| writer.room(sequences * each, d));
-        let [normed, qkv, read, mid, normed_mid, hidden] =
-            [d, 3 * d, d, d, d, 4 * d].map(|width| writer.room(rows, width));
+        let (sources, [kept, each]) = (sources(&of), memory(sizes, &of));
+        let (all, pairs) = (of.tasks + sources.len(), of.pairs.len());
+        let part = (of.memory.saturating_sub(kept) / each.max(1)).clamp(1, all.max(pairs).min(MOST));
+        let (d, rows) = (sizes.width, of.sequences * sizes.positions);
+        let streams = [all, part.min(pairs)].map(|runs| writer.builder.floats(runs * rows * d));
+        let mut room = |width: usize| writer.builder.floats(part * rows * width);
+        let [normed, qkv, read, mid, normed_mid, hidden] = [d, 3 * d, d, d, d, 4 * d].map(&mut room);
         let space = Space { rows: [rows, rows], x: streams[0], normed, qkv, read, mid, normed_mid, hidden, at_x: None };
-        let at_x = writer.room(rows / 2, d);
-        let moves = of.layers.iter().map(|_| writer.room(of.tasks * each, d)).collect();
-        Self { of, sizes, slots, shared, writer, space, at_x, streams, moves }
+        let at_x = writer.builder.floats(part * rows / 2 * d);
+        let moves = of.layers.iter().map(|_| writer.builder.floats(of.tasks * sizes.positions * d)).collect();
+        Self { of, sizes, slots, shared, writer, sources, part, space, at_x, streams, moves }
     }
 
     fn program(mut self) -> (Program, Places) {
-        let (n, tasks, positions) = (self.of.sequences, self.of.tasks, self.sizes.positions);
-        let weights = self.writer.room(tasks, tasks * n);
-        let tokens = self.writer.room(tasks * n * positions, self.sizes.channels);
-        self.means(tokens, weights);
-        let named: BTreeSet<usize> = self.of.pairs.iter().map(|[source, _]| *source).collect();
-        let (mut sources, mut baselines) = (BTreeMap::new(), BTreeMap::new());
-        let mut patched: Vec<BTreeMap<usize, Region>> = vec![BTreeMap::new(); self.of.layers.len()];
-        for source in named {
-            let tokens = self.writer.room(n * positions, self.sizes.channels);
-            let (baseline, of_layers) = self.source(source, tokens);
-            baselines.insert(source, baseline);
-            for (of_sources, place) in patched.iter_mut().zip(of_layers) {
-                of_sources.insert(source, place);
+        let (of, stream, Sizes { layers, channels, .. }) = (self.of, self.streams[0], self.sizes);
+        let (tasks, all, len) = (of.tasks, of.tasks + self.sources.len(), self.rows() / 2);
+        let weights = self.writer.builder.floats(tasks * tasks * of.sequences);
+        let tokens = self.writer.builder.floats(all * self.rows() * channels);
+        let baselines = self.writer.builder.floats(self.sources.len() * len);
+        let patched: Vec<_> = of.layers.iter().map(|_| self.writer.builder.floats(of.pairs.len() * len)).collect();
+        self.in_parts(0..all, |task, part| task.embed(part, [tokens, stream]));
+        let deepest = of.layers.iter().copied().max().unwrap_or(0);
+        for layer in 0..=layers {
+            // Of the deepest layer the last means are taken.
+            let runs = if layer <= deepest { 0..all } else { tasks..all };
+            if let Some(block) = layer.checked_sub(1) {
+                self.in_parts(runs, |task, part| task.block(block, part, stream));
             }
-            sources.insert(source, tokens);
+            for i in (0..of.layers.len()).filter(|&i| of.layers[i] == layer) {
+                self.means(weights, self.moves[i]);
+                self.branch(i, patched[i]);
+            }
         }
-        let patched = patched.iter().map(|of_layer| self.of_pairs(of_layer)).collect();
-        let parameters = self.writer.parameters;
+        let sources = stream.behind(tasks * self.rows() * self.sizes.width);
+        self.in_parts(0..all - tasks, |task, part| task.predict(part, sources, baselines));
+        let each = self.rows() * channels;
+        let by_source = |place: Region, each: usize| {
+            self.sources.iter().enumerate().map(|(i, source)| (*source, place.behind(i * each).first(each))).collect()
+        };
+        let (baselines, sources) = (by_source(baselines, len), by_source(tokens.behind(tasks * each), each));
+        let of_pairs = |of_layer: &Region| (0..of.pairs.len()).map(|i| of_layer.behind(i * len).first(len)).collect();
+        let patched = patched.iter().map(of_pairs).collect();
+        let (parameters, tokens) = (self.writer.parameters, tokens.first(tasks * each));
         (self.writer.builder.finish(), Places { parameters, weights, tokens, sources, baselines, patched })
     }
 
-    /// Where each pair's predictions are, among those of its source.
-    fn of_pairs(&self, of_sources: &BTreeMap<usize, Region>) -> Vec<Region> {
-        let (len, mut seen) = (self.of.sequences * self.sizes.positions / 2, BTreeMap::<usize, usize>::new());
-        let place = |[source, _]: &[usize; 2]| {
-            let before = seen.entry(*source).or_default();
-            *before += 1;
-            of_sources[source].behind((*before - 1) * len).first(len)
-        };
-        self.of.pairs.iter().map(place).collect()
+    /// Tokens of a task or pair.
+    fn rows(&self) -> usize {
+        self.of.sequences * self.sizes.positions
     }
 
-    /// What states are moved by at every layer and token.
-    fn means(&mut self, tokens: Region, weights: Region) {
-        let (n, tasks, stream) = (self.of.sequences, self.of.tasks, self.streams[0]);
-        let width = self.sizes.positions * self.sizes.width;
+    fn in_parts(&mut self, runs: Range<usize>, mut write: impl FnMut(&mut Self, Range<usize>)) {
+        for start in runs.clone().step_by(self.part) {
+            let part = start..runs.end.min(start + self.part);
+            self.writer.side_by_side(part.len());
+            write(self, part);
+        }
+    }
+
+    /// What states are moved by at every token of a layer, from the streams of all tasks.
+    fn means(&mut self, weights: Region, moves: Region) {
+        let (n, tasks, width) = (self.of.sequences, self.of.tasks, self.sizes.positions * self.sizes.width);
         let of = Extent { m: tasks, n: width, k: tasks * n, runs: 1, precision: Precision::F32 };
-        self.embed(tasks * n, tokens);
-        for layer in 0..=self.deepest() {
-            if let Some(block) = layer.checked_sub(1) {
-                self.block(block, tasks * n, stream);
-            }
-            for (_, moves) in self.of.layers.iter().zip(&self.moves).filter(|(l, _)| **l == layer) {
-                let factors = [Operand::plain(weights, 0), Operand::plain(stream, 0)];
-                self.writer.builder.multiply(Product::new(of, factors, (*moves, 0)));
-            }
-        }
+        let factors = [Operand::plain(weights, 0), Operand::plain(self.streams[0], 0)];
+        self.writer.builder.multiply(Product::new(of, factors, (moves, 0)));
     }
 
-    /// Where the predictions of a source are: as it is, and of each layer for all its targets.
-    fn source(&mut self, source: usize, tokens: Region) -> (Region, Vec<Region>) {
-        let (n, stream, of) = (self.of.sequences, self.streams[0], self.of);
-        let targets: Vec<usize> = of.pairs.iter().filter(|[s, _]| *s == source).map(|[_, target]| *target).collect();
-        let len = self.sizes.positions / 2;
-        let baseline = self.writer.room(n * len, 1);
-        let patched: Vec<Region> = of.layers.iter().map(|_| self.writer.room(targets.len() * n * len, 1)).collect();
-        self.embed(n, tokens);
-        for layer in 0..=self.sizes.layers {
-            if let Some(block) = layer.checked_sub(1) {
-                self.block(block, n, stream);
-            }
-            for i in (0..of.layers.len()).filter(|&i| of.layers[i] == layer) {
-                self.branch(i, &targets, patched[i]);
-            }
-        }
-        self.predict(n, stream, baseline);
-        (baseline, patched)
+    /// From a layer on, all pairs: what is predicted goes to `out`, one pair after the other.
+    fn branch(&mut self, i: usize, out: Region) {
+        let (of, stream) = (self.of, self.streams[1]);
+        self.in_parts(0..of.pairs.len(), |task, part| {
+            part.clone().enumerate().for_each(|(to, pair)| task.patch(i, of.pairs[pair], to));
+            (of.layers[i]..task.sizes.layers).for_each(|block| task.block(block, 0..part.len(), stream));
+            let len = task.rows() / 2;
+            task.predict(0..part.len(), stream, out.behind(part.start * len));
+        });
     }
 
-    /// From a layer on, for all targets.
-    fn branch(&mut self, i: usize, targets: &[usize], out: Region) {
-        let [from, stream] = self.streams;
-        let (of, Sizes { positions: tokens, width, layers, .. }) = (self.of, self.sizes);
+    /// The stream of a pair, the `to`-th of a part, from that of its source after a layer.
+    fn patch(&mut self, i: usize, [source, target]: [usize; 2], to: usize) {
+        let (of, Sizes { positions: tokens, width, .. }) = (self.of, self.sizes);
         let (first, count) = of.tokens;
-        for (j, target) in targets.iter().enumerate() {
-            let patch = Patch { sequences: of.sequences, tokens, width, first, count, add: of.add };
-            let moves = self.moves[i].behind(target * tokens * width);
-            let to = stream.behind(j * of.sequences * tokens * width);
-            self.writer.launch(patch.call([from, moves, to]));
-        }
-        let sequences = targets.len() * of.sequences;
-        (of.layers[i]..layers).for_each(|block| self.block(block, sequences, stream));
-        self.predict(sequences, stream, out);
+        let patch = Patch { sequences: of.sequences, tokens, width, first, count, add: of.add };
+        let before = self.sources.partition_point(|&other| other < source);
+        let each = self.rows() * width;
+        let [all, patched] = self.streams;
+        let moves = self.moves[i].behind(target * tokens * width);
+        self.writer.launch(patch.call([all.behind((of.tasks + before) * each), moves, patched.behind(to * each)]));
     }
 
-    fn deepest(&self) -> usize {
-        self.of.layers.iter().copied().max().unwrap_or(0)
+    fn embed(&mut self, part: Range<usize>, [tokens, stream]: [Region; 2]) {
+        let (rows, Sizes { width, channels, .. }) = (self.rows(), self.sizes);
+        let [tokens, stream] =
+            [(tokens, channels), (stream, width)].map(|(at, each)| at.behind(part.start * rows * each));
+        embed(&mut self.writer, self.slots, (self.sizes, rows), [tokens, stream]);
     }
 
-    fn embed(&mut self, sequences: usize, tokens: Region) {
-        let rows = sequences * self.sizes.positions;
-        embed(&mut self.writer, self.slots, (self.sizes, rows), [tokens, self.streams[0]]);
-    }
-
-    fn block(&mut self, i: usize, sequences: usize, stream: Region) {
+    fn block(&mut self, i: usize, part: Range<usize>, stream: Region) {
         let Sizes { positions: tokens, width, heads, .. } = self.sizes;
-        let attention = Attention { sequences, tokens, width, heads, shared: self.shared };
-        let rows = sequences * tokens;
+        let attention =
+            Attention { sequences: part.len() * self.of.sequences, tokens, width, heads, shared: self.shared };
         let block: &Block<Slot> = &self.slots.blocks[i];
-        let space = Space { rows: [rows, rows], x: stream, ..self.space };
-        space.forward(&mut self.writer, block, attention, None, stream);
+        let x = stream.behind(part.start * self.rows() * width);
+        let space = Space { x, ..self.space };
+        space.forward(&mut self.writer, block, attention, None, x);
     }
 
     /// From what leaves the last block to predictions.
-    fn predict(&mut self, sequences: usize, stream: Region, out: Region) {
-        let (rows, d, p, normed) =
-            (sequences * self.sizes.positions / 2, self.sizes.width, self.slots, self.space.normed);
+    fn predict(&mut self, part: Range<usize>, stream: Region, out: Region) {
+        let (rows, d, p, normed) = (self.rows() / 2, self.sizes.width, self.slots, self.space.normed);
+        let [stream, out] = [(stream, 2 * d), (out, 1)].map(|(at, each)| at.behind(part.start * rows * each));
         let w = &mut self.writer;
-        w.launch(layers::gather_even(rows, d, [stream, self.at_x]));
+        w.launch(layers::gather_even(part.len() * rows, d, [stream, self.at_x]));
         w.norm(rows, d, &p.ln_f, self.at_x, normed);
         w.linear(Map { rows, inputs: d, outputs: 1 }, (p.read_out.weight, Weights::OutIn), normed, out);
         w.add([rows, 1], p.read_out.bias, out, None);

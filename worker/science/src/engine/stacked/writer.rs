@@ -49,13 +49,19 @@ impl Writer {
         Self { builder, parameters, gradients, runs, stride: layout.stride, precision, partials }
     }
 
-    /// For one run, whose parameters have no gradients: asking for one, or for a partial sum, panics.
+    /// For one run, or several [side by side](Self::side_by_side) with the same parameters, which have no gradients: asking
+    /// for one, or for a partial sum, panics.
     pub fn forward_only(layout: &Layout, precision: Precision) -> Self {
         let mut builder = Builder::default();
         let parameters = builder.floats(layout.stride);
         let nothing = parameters.first(0);
-        let stride = layout.stride;
-        Self { builder, parameters, gradients: nothing, runs: 1, stride, precision, partials: nothing }
+        Self { builder, parameters, gradients: nothing, runs: 1, stride: 0, precision, partials: nothing }
+    }
+
+    /// From now on, operations are of so many runs. Where parameters are not shared, these are the first of those that there
+    /// are.
+    pub fn side_by_side(&mut self, runs: usize) {
+        self.runs = runs;
     }
 
     /// Room for (S, rows, width).
