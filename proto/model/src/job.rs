@@ -167,11 +167,12 @@ impl JobKind {
             Self::Baselines => 1,
             Self::Icl => 1,
             Self::Td => 1,
-            // 2: products with weights in bf16 round their other factor.
-            Self::Measure => 2,
-            Self::Interventions => 2,
-            // 2: examples come in another order. 3: as above.
-            Self::Finetune => 3,
+            // 2: products with weights in bf16 round their other factor. 3: attention adds up keys in blocks whose places are
+            // fixed, whatever prompts share and however far they see.
+            Self::Measure => 3,
+            Self::Interventions => 3,
+            // 2: examples come in another order. 3, 4: as above.
+            Self::Finetune => 4,
             Self::Selftest => 1,
         }
     }

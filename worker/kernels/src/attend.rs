@@ -211,7 +211,7 @@ const LOW: f64 = -1e30;
 /// Turns scores into exponentials relative to the largest score so far, zero where a lane does not see the key; adds
 /// them to the sums, and leaves in `factors` by how much what was computed before shrinks.
 #[inline(always)]
-fn soften<T: Float, I: Isa>(scratch: &mut Scratch<T>, lanes: usize, keys: &Keys) {
+fn soften<T: Float, I: Isa>(scratch: &mut Scratch<T>, lanes: usize, keys: &Keys<'_>) {
     for v in 0..lanes / LANES {
         let (seen, mut largest, mut sums) = (scratch.seen[v], scratch.largest[v], scratch.sums[v]);
         for (key, scores) in keys.positions().zip(vectors(&mut scratch.scores, v, lanes)) {

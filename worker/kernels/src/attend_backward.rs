@@ -128,7 +128,7 @@ impl<T: Float> Slopes<T> {
 
     /// From scores to probabilities, and the slope of the cap.
     #[inline(always)]
-    fn probabilities<I: Isa>(&mut self, scratch: &mut Scratch<T>, softcap: Option<f64>, lanes: usize, keys: &Keys) {
+    fn probabilities<I: Isa>(&mut self, scratch: &mut Scratch<T>, softcap: Option<f64>, lanes: usize, keys: &Keys<'_>) {
         if let Some(cap) = softcap {
             let inverse = T::of(1.0 / cap);
             for (slope, &score) in self.cap.iter_mut().zip(&scratch.scores[..keys.count * lanes]) {
@@ -149,7 +149,7 @@ impl<T: Float> Slopes<T> {
 
     /// From dP to dS.
     #[inline(always)]
-    fn of_scores(&mut self, probabilities: &[T], lanes: usize, keys: &Keys) {
+    fn of_scores(&mut self, probabilities: &[T], lanes: usize, keys: &Keys<'_>) {
         let means = &self.means[..lanes];
         for (slopes, p) in self.scores.chunks_exact_mut(lanes).zip(probabilities.chunks_exact(lanes)).take(keys.count) {
             for ((slope, &p), &mean) in slopes.iter_mut().zip(p).zip(means) {
@@ -196,7 +196,7 @@ fn block_of_keys<T: Float, I: Isa>(
     scratch: &Scratch<T>,
     inputs: Inputs<'_, T>,
     block: Lanes<'_>,
-    keys: &Keys,
+    keys: &Keys<'_>,
     [dq, dk, dv]: [Option<Shared<T>>; 3],
 ) {
     let (lanes, wide) = (block.padded(), scratch.wide);
@@ -232,12 +232,12 @@ fn add_keys<T: Float>(
     wide: usize,
     inputs: Inputs<'_, T>,
     block: Lanes<'_>,
-    keys: &Keys,
+    keys: &Keys<'_>,
     target: Shared<T>,
 ) {
     for (i, from) in from.chunks_exact(wide).enumerate().take(keys.count) {
         // SAFETY: keys that spans share, in this group, are this thread's alone (see `jobs`).
-        let to = unsafe { target.part((keys.row + i) * inputs.k.width + block.group * inputs.dim, inputs.dim) };
+        let to = unsafe { target.part(keys.row(i) * inputs.k.width + block.group * inputs.dim, inputs.dim) };
         for (to, &from) in to.iter_mut().zip(from) {
             *to += from;
         }

@@ -87,32 +87,34 @@ impl<'a> Lanes<'a> {
         self.seen(0, window).start..self.seen(self.queries - 1, window).end
     }
 
-    /// The same by blocks, which lie together in memory.
-    pub fn keys(self, window: Option<usize>) -> impl Iterator<Item = Keys> + 'a {
-        let (wanted, prefix) = (self.wanted(window), self.span.prefix.len());
-        [(0, &self.span.prefix), (prefix, &self.span.keys)].into_iter().flat_map(move |(before, rows)| {
-            let end = wanted.end.min(before + rows.len());
-            (wanted.start.max(before)..end).step_by(KEYS).map(move |first| Keys {
-                first,
-                row: rows.start + first - before,
-                count: KEYS.min(end - first),
-            })
-        })
+    /// The same by blocks, which begin at multiples of `KEYS`: neither what a span shares nor the other queries of a block
+    /// change how a query's sums are made.
+    pub fn keys(self, window: Option<usize>) -> impl Iterator<Item = Keys<'a>> {
+        let wanted = self.wanted(window);
+        let first = wanted.start / KEYS * KEYS;
+        let block = move |first| Keys { span: self.span, first, count: KEYS.min(wanted.end - first) };
+        (first..wanted.end).step_by(KEYS).map(block)
     }
 }
 
 /// Some keys of a span.
-pub struct Keys {
+pub struct Keys<'a> {
+    span: &'a Span,
     /// The first, counted from the span's first.
     first: usize,
-    /// The first, among all keys.
-    pub row: usize,
     pub count: usize,
 }
 
-impl Keys {
+impl Keys<'_> {
     pub fn positions(&self) -> Range<u32> {
         self.first as u32..(self.first + self.count) as u32
+    }
+
+    /// Where the `i`th lies among all keys.
+    #[inline(always)]
+    pub fn row(&self, i: usize) -> usize {
+        let (at, Span { prefix, keys, .. }) = (self.first + i, self.span);
+        if at < prefix.len() { prefix.start + at } else { keys.start + at - prefix.len() }
     }
 }
 
@@ -196,10 +198,10 @@ impl<T: Float> Scratch<T> {
     }
 
     #[inline(always)]
-    pub fn load_keys(&mut self, inputs: Inputs<'_, T>, block: Lanes<'_>, keys: &Keys) {
+    pub fn load_keys(&mut self, inputs: Inputs<'_, T>, block: Lanes<'_>, keys: &Keys<'_>) {
         for (from, to) in [(inputs.k, &mut self.k), (inputs.v, &mut self.v)] {
             for (i, to) in to.chunks_exact_mut(self.wide).enumerate().take(keys.count) {
-                let from = &from.row(keys.row + i)[block.group * inputs.dim..][..inputs.dim];
+                let from = &from.row(keys.row(i))[block.group * inputs.dim..][..inputs.dim];
                 to[..inputs.dim].copy_from_slice(from);
             }
         }
@@ -207,7 +209,7 @@ impl<T: Float> Scratch<T> {
 
     /// The scores of the keys that were loaded.
     #[inline(always)]
-    pub fn scores<I: Isa>(&mut self, how: &Attend, block: Lanes<'_>, keys: &Keys) {
+    pub fn scores<I: Isa>(&mut self, how: &Attend, block: Lanes<'_>, keys: &Keys<'_>) {
         let lanes = block.padded();
         let Self { dim, k, transposed, scores, .. } = self;
         product::<T, I>(scores, Left(k, self.wide, 1), transposed, (lanes, lanes), keys.count, |_| Wanted {

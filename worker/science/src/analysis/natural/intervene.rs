@@ -121,7 +121,8 @@ impl Lab<'_> {
             for cut in cuts(&prompts, TOKENS) {
                 let some = &prompts[cut.clone()];
                 let mut capture = states.capture(some.iter().enumerate())?;
-                self.reader.model.forward(&pass::batch(some), None, Some(&mut capture), Logits::None)?;
+                let batch = pass::batch(&self.reader.model, some, self.asked.spec.positions);
+                self.reader.model.forward(&batch, None, Some(&mut capture), Logits::None)?;
                 states.add(capture)?;
                 meter.add(cut.len())?;
             }

@@ -15,35 +15,44 @@ struct Seen {
     rank: usize,
 }
 
-/// Sums over prompts by layer and task.
+/// The token that a prompt's state should name.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    pub task: usize,
+    /// Of the prompt, among those of the task.
+    pub index: u64,
+    pub token: u32,
+}
+
+/// What was seen, by layer and task and then by prompt, so that means do not depend on the order in which prompts came.
 #[derive(Default)]
 pub(super) struct Lenses {
-    seen: BTreeMap<(u32, usize), Vec<Seen>>,
+    seen: BTreeMap<(u32, usize), BTreeMap<u64, Seen>>,
 }
 
 impl Lenses {
-    /// Adds what `layer` says: its states (B, d), and for each row the task and the token it should name.
+    /// Adds what `layer` says: its states (B, d), and for each row what it should name.
     pub fn add(
         &mut self,
         model: &LanguageModel,
         layer: u32,
         states: &Tensor,
-        wanted: &[(usize, u32)],
+        wanted: &[Wanted],
     ) -> Result<(), ScienceError> {
         let logits = model.logits(states)?.to_vec2::<f32>()?;
-        let looked: Vec<Seen> = logits.par_iter().zip(wanted).map(|(row, (_, token))| look(row, *token)).collect();
-        for (seen, (task, _)) in looked.into_iter().zip(wanted) {
+        let looked: Vec<Seen> = logits.par_iter().zip(wanted).map(|(row, wanted)| look(row, wanted.token)).collect();
+        for (seen, wanted) in looked.into_iter().zip(wanted) {
             if !seen.log_prob.is_finite() {
                 return Err(ScienceError::NotFinite { layer });
             }
-            self.seen.entry((layer, *task)).or_default().push(seen);
+            self.seen.entry((layer, wanted.task)).or_default().insert(wanted.index, seen);
         }
         Ok(())
     }
 
     pub fn rows(&self, tasks: &[String], shots: u32) -> Vec<Lens> {
-        let row = |(&(layer, task), seen): (&(u32, usize), &Vec<Seen>)| {
-            let mean = |value: fn(&Seen) -> f64| seen.iter().map(value).sum::<f64>() / seen.len() as f64;
+        let row = |(&(layer, task), seen): (&(u32, usize), &BTreeMap<u64, Seen>)| {
+            let mean = |value: fn(&Seen) -> f64| seen.values().map(value).sum::<f64>() / seen.len() as f64;
             Lens {
                 layer,
                 latent_task: tasks[task].clone(),

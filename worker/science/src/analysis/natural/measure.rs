@@ -7,7 +7,12 @@
 //! | pairwise TD | the same | the same among the prompts of two tasks |
 //! | lens | residual stream before the answer | first token of the right answer under final norm and unembedding |
 
-use super::{Meter, Reader, TOKENS, all_tasks, answers, cuts, lens::Lenses, limits, pass, states::States};
+use super::{
+    Meter, Reader, TOKENS, all_tasks, answers, cuts,
+    lens::{Lenses, Wanted},
+    limits, pass,
+    states::States,
+};
 use crate::{
     ScienceError, Sink,
     analysis::{decode::Decoder, stats::Summary, td::halves},
@@ -16,6 +21,7 @@ use crate::{
     model::language::Config,
     task::{Prompt, Prompts, TaskSet},
 };
+use std::collections::BTreeMap;
 use taskvec_model::{
     job::{LensPart, TdPart},
     metric::{Icl, IclMetric, Metrics, Td, TdPair},
@@ -51,7 +57,9 @@ pub fn run(reader: &Reader, asked: Asked<'_>, sink: &mut dyn Sink) -> Result<Met
     let Config { context, layers, width, .. } = *reader.model.config();
     limits::measurement(&asked, tasks.tasks().len(), layers as u32, width, Room::cpu().bytes)?;
     let prompts = Prompts::new(&tasks, asked.data, &reader.tokenizer, context, asked.seed)?;
-    let all = all_tasks(&prompts, tasks.tasks().len(), asked.shots, asked.prompts_per_task())?;
+    let mut all = all_tasks(&prompts, tasks.tasks().len(), asked.shots, asked.prompts_per_task())?;
+    // Prompts that begin alike come together: what they share is computed once. What is found is put in order again.
+    all.sort_by(|a, b| a.tokens.cmp(&b.tokens));
     let mut found = Found::new(reader, asked, tasks.tasks().len());
     let mut meter = Meter::new(sink, all.len() as u64);
     for cut in cuts(&all, TOKENS) {
@@ -68,10 +76,10 @@ struct Found<'a> {
     states: Option<States>,
     lens_layers: Vec<u32>,
     lenses: Lenses,
-    /// By task: 1 for a right answer, 0 for a wrong one.
-    right: Vec<Vec<f64>>,
-    /// The task of every decoded prompt.
-    labels: Vec<u32>,
+    /// By task and index of the prompt: 1 for a right answer, 0 for a wrong one.
+    right: Vec<BTreeMap<u64, f64>>,
+    /// Task and index of every decoded prompt.
+    decoded: Vec<(usize, u64)>,
 }
 
 impl<'a> Found<'a> {
@@ -82,8 +90,8 @@ impl<'a> Found<'a> {
             states: asked.td.map(|td| States::new(td.layers.resolve(layers), &td.sites)),
             lens_layers: asked.lens.map_or(Vec::new(), |l| l.layers.resolve(layers)),
             lenses: Lenses::default(),
-            right: vec![Vec::new(); tasks],
-            labels: Vec::new(),
+            right: vec![BTreeMap::new(); tasks],
+            decoded: Vec::new(),
         }
     }
 
@@ -106,7 +114,7 @@ impl<'a> Found<'a> {
         let mut begun = pass::begin(&reader.model, some, &mut hook)?;
         if let (Some(states), Some(captured), false) = (&mut self.states, for_td, decoded.is_empty()) {
             states.add(captured)?;
-            self.labels.extend(decoded.iter().map(|&i| some[i].series.task as u32));
+            self.decoded.extend(decoded.iter().map(|&i| (some[i].series.task, some[i].index)));
         }
         if !lensed.is_empty() {
             self.look_through(reader, &of(&lensed), for_lens)?;
@@ -115,7 +123,9 @@ impl<'a> Found<'a> {
             begun.keep(&answered)?;
             let asked: Vec<&Prompt> = answered.iter().map(|&i| &some[i]).collect();
             let right = answers::right(&reader.model, prompts, &asked, begun)?;
-            asked.iter().zip(right).for_each(|(p, right)| self.right[p.series.task].push(f64::from(u8::from(right))));
+            asked.iter().zip(right).for_each(|(p, right)| {
+                self.right[p.series.task].insert(p.index, f64::from(u8::from(right)));
+            });
         }
         Ok(())
     }
@@ -126,9 +136,12 @@ impl<'a> Found<'a> {
         prompts: &[(usize, &Prompt)],
         mut states: Capture,
     ) -> Result<(), ScienceError> {
-        let first = |p: &Prompt| p.answer_tokens.first().copied().map(|token| (p.series.task, token));
+        let wanted = |p: &Prompt| {
+            let token = p.answer_tokens.first().copied()?;
+            Some(Wanted { task: p.series.task, index: p.index, token })
+        };
         // An answer without tokens has no first one; templates and tasks do not make such.
-        let wanted: Vec<(usize, u32)> = prompts.iter().filter_map(|(_, p)| first(p)).collect();
+        let wanted: Vec<Wanted> = prompts.iter().filter_map(|(_, p)| wanted(p)).collect();
         for &layer in &self.lens_layers {
             let states = states.take(HookPoint::hidden(layer as usize))?;
             self.lenses.add(&reader.model, layer, &states, &wanted)?;
@@ -139,10 +152,14 @@ impl<'a> Found<'a> {
     fn metrics(self, asked: Asked<'_>, names: &[String]) -> Metrics {
         let mut metrics = Metrics { lens: self.lenses.rows(names, asked.shots), ..Metrics::default() };
         for (name, right) in names.iter().zip(&self.right) {
-            metrics.icl.extend(Summary::of(right).map(|s| accuracy(name, asked.shots, s)));
+            let right: Vec<f64> = right.values().copied().collect();
+            metrics.icl.extend(Summary::of(&right).map(|s| accuracy(name, asked.shots, s)));
         }
-        if let (Some(td), Some(states)) = (asked.td, &self.states) {
-            decodability(asked, td, states, &self.labels, names, &mut metrics);
+        if let (Some(td), Some(states)) = (asked.td, self.states) {
+            let mut order: Vec<usize> = (0..self.decoded.len()).collect();
+            order.sort_by_key(|&i| self.decoded[i]);
+            let labels: Vec<u32> = order.iter().map(|&i| self.decoded[i].0 as u32).collect();
+            decodability(asked, td, &states.arranged(&order), &labels, names, &mut metrics);
         }
         metrics
     }

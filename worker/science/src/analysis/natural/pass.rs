@@ -29,15 +29,26 @@ impl Begun {
     }
 }
 
-/// The tokens of prompts as the rows of a batch.
-pub(super) fn batch(prompts: &[Prompt]) -> Batch {
-    Batch::new(prompts.iter().map(|p| &p.tokens)).expect("no prompt is empty: it ends with the arrow")
+/// The tokens of prompts as the rows of a batch. What comes before the tokens that are looked at, which are at most the last
+/// one of each site or all of them, is computed once for all prompts that begin with it.
+pub(super) fn batch(model: &LanguageModel, prompts: &[Prompt], looked_at: PatchPositions) -> Batch {
+    let before = |sites: &[usize]| match looked_at {
+        PatchPositions::Last => sites.last().copied(),
+        PatchPositions::All => sites.first().copied(),
+    };
+    let most = |p: &Prompt| match model.lets_rows_share() {
+        true => [before(&p.x_sites), before(&p.y_sites)].into_iter().flatten().min().unwrap_or(0),
+        false => 0,
+    };
+    let most: Vec<usize> = prompts.iter().map(most).collect();
+    Batch::sharing(prompts.iter().map(|p| &p.tokens), &most).expect("no prompt is empty: it ends with the arrow")
 }
 
-/// Passes over prompts in order to go on from them.
+/// Passes over prompts in order to go on from them; `hook` looks at the last token of each site.
 pub(super) fn begin(model: &LanguageModel, prompts: &[Prompt], hook: &mut dyn Hook) -> Result<Begun, ScienceError> {
     let mut cache = model.cache(prompts.len())?;
-    let logits = model.forward(&batch(prompts), Some(&mut cache), Some(hook), Logits::Last)?;
+    let batch = batch(model, prompts, PatchPositions::Last);
+    let logits = model.forward(&batch, Some(&mut cache), Some(hook), Logits::Last)?;
     Ok(Begun { cache, logits: logits.expect("logits were asked for") })
 }
 

@@ -48,6 +48,15 @@ impl States {
         Ok(())
     }
 
+    /// The points in another order: first that which came `order[0]`th, and so on.
+    pub fn arranged(mut self, order: &[usize]) -> Self {
+        for points in self.points.values_mut() {
+            let width = points.len() / order.len().max(1);
+            *points = order.iter().flat_map(|&i| &points[i * width..(i + 1) * width]).copied().collect();
+        }
+        self
+    }
+
     /// Layer and site with their points, in order.
     pub fn iter(&self) -> impl Iterator<Item = ((u32, Site), &[f64])> {
         self.points.iter().map(|(place, points)| (*place, points.as_slice()))

@@ -140,8 +140,10 @@ impl Cache {
         if batch.len() != self.rows.len() {
             candle_core::bail!("a batch of {} rows goes on in a cache of {}", batch.len(), self.rows.len());
         }
-        let rows = self.rows.iter().enumerate().map(|(i, row)| (batch.range(i).len(), row.index, row.len()));
-        let rows = Rows::new(rows);
+        let rows = Rows::following(batch, self.rows.iter().map(|row| (row.index, row.len())));
+        if rows.share() {
+            self.begin_with(batch)?;
+        }
         let needed = (self.rows.iter().zip(rows.iter())).map(|(kept, row)| kept.own + row.tokens.len());
         self.make_room(needed.max().unwrap_or(0))?;
         let slots: Vec<usize> = self.rows.iter().map(|row| row.slot).collect();
@@ -150,19 +152,35 @@ impl Cache {
                 *states = states.arranged(&slots)?;
             }
         }
-        let span = |(kept, row): (&CachedRow, &super::batch::Row)| {
+        let span = |(i, (kept, row)): (usize, (&CachedRow, &super::batch::Row))| {
             let from = self.room(kept.slot);
             let keys = from..from + kept.own + row.tokens.len();
-            Span { queries: row.tokens.clone(), prefix: kept.prefix.clone(), keys }
+            let prefix = if rows.share() { batch.beginning(i) } else { kept.prefix.clone() };
+            Span { queries: row.tokens.clone(), prefix, keys }
         };
-        let spans = self.rows.iter().zip(rows.iter()).map(span).collect();
+        let own = self.rows.iter().zip(rows.iter()).enumerate().map(span);
+        let spans = batch.beginnings().map(Span::alone).chain(own).collect();
         Ok((rows, spans))
     }
 
-    /// The pass over `rows` is through: its tokens are kept.
-    pub(crate) fn keep(&mut self, rows: &Rows) {
-        for (kept, row) in self.rows.iter_mut().zip(rows.iter()) {
+    /// Makes place for what the rows of a batch share, which is where the batch has it: before everything else.
+    fn begin_with(&mut self, batch: &Batch) -> Result<()> {
+        if self.rows.iter().any(|row| row.len() > 0) {
+            candle_core::bail!("rows that go on cannot share their beginnings");
+        }
+        (self.shared, self.capacity) = (batch.beginnings().map(|range| range.len()).sum(), 0);
+        let slots: Vec<usize> = self.rows.iter().map(|row| row.slot).collect();
+        self.layers = self.layers.iter().map(|l| l.moved(&[], self.shared, &slots)).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// The pass of a batch over `rows` is through: its tokens are kept.
+    pub(crate) fn keep(&mut self, batch: &Batch, rows: &Rows) {
+        for (i, (kept, row)) in self.rows.iter_mut().zip(rows.iter()).enumerate() {
             kept.own += row.tokens.len();
+            if rows.share() {
+                kept.prefix = batch.beginning(i);
+            }
         }
         for layer in &mut self.layers {
             if let LayerState::Recurrent(states) = layer {

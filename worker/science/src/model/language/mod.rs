@@ -16,6 +16,7 @@ mod mlp;
 mod norm;
 mod pass;
 mod rotary;
+mod share;
 mod tail;
 
 pub use batch::{Batch, EmptyRow, Row, Rows};
@@ -42,7 +43,7 @@ pub(crate) use self::{
 
 use crate::{
     ScienceError,
-    hook::{Hook, HookPoint, Visitor, reborrow},
+    hook::{BlockPoint, Hook, HookPoint, Visitor, reborrow},
 };
 use cache::{Keys, LayerState, Recurrent};
 use candle_core::{DType, Device, Result, Tensor};
@@ -128,9 +129,10 @@ impl LanguageModel {
     ) -> std::result::Result<Option<Tensor>, ScienceError> {
         let (rows, spans) = match &mut cache {
             Some(cache) => cache.prepare(batch)?,
-            None => (Rows::of(batch), (0..batch.len()).map(|i| Span::alone(batch.range(i))).collect()),
+            None => (Rows::of(batch), spans(batch)),
         };
         self.check(batch, &rows)?;
+        self.check_sharing(&rows, hook.as_deref())?;
         let tail = self.tail(&rows, &spans, hook.as_deref(), wanted)?;
         let mut pass = self.pass(&rows, spans, reborrow(&mut hook))?;
         let mut x = self.embed(batch.tokens(), &mut pass)?;
@@ -140,7 +142,7 @@ impl LanguageModel {
             x = block.forward(&x, i, state, &mut pass)?;
         }
         if let Some(cache) = cache {
-            cache.keep(&rows);
+            cache.keep(batch, &rows);
         }
         Ok(match wanted {
             Logits::None => None,
@@ -208,10 +210,37 @@ impl LanguageModel {
             if tokens > context {
                 return Err(ScienceError::TooLong { row: row.index, tokens, context });
             }
-            if let Some(&token) = batch.row(i).iter().find(|t| **t as usize >= vocabulary) {
+            let mut tokens = batch.tokens()[batch.beginning(i)].iter().chain(batch.row(i));
+            if let Some(&token) = tokens.find(|t| **t as usize >= vocabulary) {
                 return Err(ScienceError::UnknownToken { row: row.index, token, vocabulary });
             }
         }
         Ok(())
     }
+
+    /// States have no beginning that rows could share, and patterns are those of whole rows.
+    fn check_sharing(&self, rows: &Rows, hook: Option<&dyn Hook>) -> Result<()> {
+        let pattern = |i| HookPoint::Block(i, BlockPoint::Pattern);
+        let looked = hook.is_some_and(|hook| (0..self.blocks.len()).any(|i| hook.wants(pattern(i))));
+        match &self.config.mixer {
+            MixerConfig::Mamba2(_) if rows.share() => {
+                candle_core::bail!("rows of a model with states cannot share their beginnings")
+            }
+            MixerConfig::Attention(_) if rows.share() && looked => {
+                candle_core::bail!("rows that share their beginnings have no attention patterns of their own")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Can rows of a batch share their beginnings?
+    pub(crate) fn lets_rows_share(&self) -> bool {
+        matches!(self.config.mixer, MixerConfig::Attention(_))
+    }
+}
+
+/// Where the keys of a batch lie that goes on after nothing: those of its beginnings, then of its rows.
+fn spans(batch: &Batch) -> Vec<Span> {
+    let row = |i| Span { prefix: batch.beginning(i), ..Span::alone(batch.range(i)) };
+    batch.beginnings().map(Span::alone).chain((0..batch.len()).map(row)).collect()
 }

@@ -37,7 +37,12 @@ impl Tail {
             return Ok(None);
         }
         let queries = tail.iter().map(|row| row.tokens.clone());
-        let spans = spans.iter().zip(queries).map(|(span, queries)| Span { queries, ..span.clone() }).collect();
+        // What rows share is looked at by nobody; its keys are theirs.
+        let spans = spans[spans.len() - rows.len()..]
+            .iter()
+            .zip(queries)
+            .map(|(span, queries)| Span { queries, ..span.clone() })
+            .collect();
         let tokens: Vec<u32> = kept.into_iter().flatten().map(|t| t as u32).collect();
         Ok(Some(Self { tokens: Tensor::new(tokens, &Device::Cpu)?, rows: tail, spans }))
     }
