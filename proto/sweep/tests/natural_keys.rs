@@ -164,19 +164,19 @@ fn keys_do_not_change_by_accident() {
 }
 
 const GOLDEN_EVALUATE: &[&str] = &[
-    "measure 371dd4c3e9dee181",
-    "measure 5107a2285b7c2625",
-    "measure d438c948b9389151",
-    "interventions 5e8609b481d88ec3",
+    "measure cba14f27865bdb05",
+    "measure e645cae1f7c88ccb",
+    "measure 625e647ddb70d3e8",
+    "interventions e8c3d4b5e3c92a7c",
 ];
 const GOLDEN_FINETUNE: &[&str] = &[
-    "finetune e6fd3d422e2df714",
-    "measure fd7090f793857ecb",
-    "measure 4b37b6b94026576d",
-    "measure cd3b874f16f608a3",
-    "measure f3de821007511997",
-    "finetune 6bb8a0fb2d79c51e",
-    "measure a8e55905872cdb16",
-    "measure adca913ca304d1a5",
-    "interventions 68441986768036fd",
+    "finetune 58c2b256eb94eb74",
+    "measure d5f2d167efd772de",
+    "measure a39c1189d122068a",
+    "measure fe233a8de6084cac",
+    "measure 4c6ad26aa8808925",
+    "finetune 784a8f5d43b05ec7",
+    "measure 4b18bf547720267b",
+    "measure 707323d9099fb6d9",
+    "interventions 387b5825ccc0dcba",
 ];

@@ -62,7 +62,8 @@ mod tests {
     /// No other way to cut the sorted rows into groups saves more.
     #[test]
     fn no_partition_saves_more() {
-        let rows: Vec<Vec<u32>> = (0u32..9).map(|i| (0..4).map(|t| (i * 37 + 11 * i * i >> t) % 2).collect()).collect();
+        let rows: Vec<Vec<u32>> =
+            (0u32..9).map(|i| (0..4).map(|t| ((i * 37 + 11 * i * i) >> t) % 2).collect()).collect();
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let saved: usize = groups(&rows).iter().map(|(members, len)| (members.len() - 1) * len).sum();
         let mut sorted = rows.clone();

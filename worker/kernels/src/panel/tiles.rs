@@ -1,0 +1,215 @@
+//! The innermost loops: tiles of a product, for every number of rows and vectors.
+
+use super::{TALL, WIDE};
+use crate::{brain, float::LANES, weight::Elements};
+use std::arch::x86_64::*;
+
+/// A tile of a product.
+pub type Sums = [[f32; WIDE]; TALL];
+
+/// `out = x·panel`, or more of it where `add`, for rows of `x` and `depth` rows of a panel. `strides` are the distances between
+/// rows and terms of `x`, and between rows of `out`.
+///
+/// # Safety
+/// `depth` terms of as many rows of `x` as the kernel has, and `depth` rows of `WIDE` elements of the panel must be readable;
+/// as many rows of `out`, as wide as the kernel's vectors, must be writable, and readable where `add`.
+pub type Kernel =
+    unsafe fn(x: *const f32, panel: *const f32, depth: usize, out: *mut f32, strides: [usize; 3], add: bool);
+
+/// By rows and vectors, both less one.
+pub type Kernels = [[Kernel; 3]; TALL];
+
+macro_rules! kernels {
+    ($f:ident: $($rows:literal)+) => { [$([$f::<$rows, 1>, $f::<$rows, 2>, $f::<$rows, 3>]),+] };
+}
+const AVX512: Kernels = kernels!(tile_avx512: 1 2 3 4 5 6 7 8);
+const AVX2: Kernels = kernels!(tile_avx2: 1 2 3 4 5 6 7 8);
+const PAIRS: Kernels = kernels!(tile_pairs: 1 2 3 4 5 6 7 8);
+
+/// The kernels for such elements, where the machine has any.
+pub fn kernels(elements: Elements<'_, f32>) -> Option<&'static Kernels> {
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+        return None;
+    }
+    if let Elements::Pairs(_) = elements {
+        assert!(brain::multiplies_pairs());
+        return Some(&PAIRS);
+    }
+    Some(if is_x86_feature_detected!("avx512f") { &AVX512 } else { &AVX2 })
+}
+
+/// A tile by AVX-512, whose sums grow by `$multiply(x, weights, sum)`.
+macro_rules! tile_avx512 {
+    ($(#[$about:meta])* $name:ident, $features:literal, $multiply:expr) => {
+        $(#[$about])*
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const ROWS: usize, const VECTORS: usize>(
+            x: *const f32,
+            panel: *const f32,
+            depth: usize,
+            out: *mut f32,
+            strides: [usize; 3],
+            add: bool,
+        ) {
+            let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+            for term in 0..depth {
+                let mut weights = [_mm512_setzero_ps(); VECTORS];
+                for (v, weights) in weights.iter_mut().enumerate() {
+                    // SAFETY: as the caller promises.
+                    *weights = unsafe { _mm512_loadu_ps(panel.add(term * WIDE + v * LANES)) };
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: as the caller promises.
+                    let x = _mm512_set1_ps(unsafe { *x.add(row * strides[0] + term * strides[1]) });
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        *sum = $multiply(x, weights, *sum);
+                    }
+                }
+            }
+            for (row, sums) in sums.into_iter().enumerate() {
+                for (v, sum) in sums.into_iter().enumerate() {
+                    // SAFETY: as the caller promises.
+                    unsafe {
+                        let out = out.add(row * strides[2] + v * LANES);
+                        _mm512_storeu_ps(out, if add { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum });
+                    }
+                }
+            }
+        }
+    };
+}
+
+tile_avx512! {
+    /// # Safety
+    /// As for `Kernel`; the machine has AVX-512.
+    tile_avx512, "avx512f", |x, weights, sum| _mm512_fmadd_ps(x, weights, sum)
+}
+
+tile_avx512! {
+    /// With terms that are pairs of bf16 numbers.
+    ///
+    /// # Safety
+    /// As for `Kernel`; the machine has AVX-512 BF16.
+    tile_pairs, "avx512f,avx512bf16", |x, weights, sum| _mm512_dpbf16_ps(sum, bits(x), bits(weights))
+}
+
+/// 32 numbers of 16 bits.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bits(pairs: __m512) -> __m512bh {
+    // SAFETY: both are 64 bytes, and any bytes are numbers.
+    unsafe { std::mem::transmute(pairs) }
+}
+
+/// Four rows and one column of lanes at a time, since there are half as many registers, half as wide.
+///
+/// # Safety
+/// As for `Kernel`; the machine has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(
+    x: *const f32,
+    panel: *const f32,
+    depth: usize,
+    out: *mut f32,
+    strides: [usize; 3],
+    add: bool,
+) {
+    for column in (0..VECTORS * LANES).step_by(LANES) {
+        for first in (0..ROWS).step_by(4) {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let (x, panel) = (x.add(first * strides[0]), panel.add(column));
+                let out = out.add(first * strides[2] + column);
+                match ROWS - first {
+                    1 => strip_avx2::<1>(x, panel, depth, out, strides, add),
+                    2 => strip_avx2::<2>(x, panel, depth, out, strides, add),
+                    3 => strip_avx2::<3>(x, panel, depth, out, strides, add),
+                    _ => strip_avx2::<4>(x, panel, depth, out, strides, add),
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for `tile_avx2`, with `LANES` readable elements in each row of the panel, and as many of `out`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn strip_avx2<const ROWS: usize>(
+    x: *const f32,
+    panel: *const f32,
+    depth: usize,
+    out: *mut f32,
+    strides: [usize; 3],
+    add: bool,
+) {
+    const HALF: usize = LANES / 2;
+    let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+    for term in 0..depth {
+        // SAFETY: as the caller promises; two vectors are `LANES` elements.
+        let weights = unsafe {
+            let panel = panel.add(term * WIDE);
+            [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(HALF))]
+        };
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: as the caller promises.
+            let x = _mm256_set1_ps(unsafe { *x.add(row * strides[0] + term * strides[1]) });
+            *sums = [_mm256_fmadd_ps(x, weights[0], sums[0]), _mm256_fmadd_ps(x, weights[1], sums[1])];
+        }
+    }
+    for (row, sums) in sums.into_iter().enumerate() {
+        for (v, sum) in sums.into_iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let out = out.add(row * strides[2] + v * HALF);
+                _mm256_storeu_ps(out, if add { _mm256_add_ps(_mm256_loadu_ps(out), sum) } else { sum });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMS: usize = 13;
+    const STRIDE: usize = TERMS + 2;
+
+    /// Small integers, so that sums are exact whatever their order; all rows and vectors are computed by each kernel.
+    fn check(kernels: &Kernels) {
+        let x: Vec<f32> = (0..TALL * STRIDE).map(|i| (i % 17) as f32 - 8.0).collect();
+        let panel: Vec<f32> = (0..TERMS * WIDE).map(|i| (i % 23) as f32 - 11.0).collect();
+        for (rows, kernels) in kernels.iter().enumerate() {
+            for (vectors, kernel) in kernels.iter().enumerate() {
+                let mut sums: Sums = [[f32::NAN; WIDE]; TALL];
+                let out = sums.as_mut_ptr().cast();
+                for add in [false, true] {
+                    // SAFETY: `x` has eight rows, the panel all terms, and `sums` is as large as the largest tile; the caller
+                    // has asked for the instructions.
+                    unsafe { kernel(x.as_ptr(), panel.as_ptr(), TERMS, out, [STRIDE, 1, WIDE], add) };
+                }
+                for (row, sums) in sums.iter().enumerate().take(rows + 1) {
+                    for (column, sum) in sums.iter().enumerate().take((vectors + 1) * LANES) {
+                        let terms = (0..TERMS).map(|t| x[row * STRIDE + t] * panel[t * WIDE + column]);
+                        assert_eq!(
+                            *sum,
+                            2.0 * terms.sum::<f32>(),
+                            "{} rows, {} vectors: {row}, {column}",
+                            rows + 1,
+                            vectors + 1
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_gives_the_product() {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            check(&AVX2);
+        }
+        if is_x86_feature_detected!("avx512f") {
+            check(&AVX512);
+        }
+    }
+}
