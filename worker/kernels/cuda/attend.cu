@@ -76,13 +76,14 @@ extern "C" __global__ void attend_forward(
     load_lanes(of, lanes, q, of.q_stride, of.scale, queries);
     for (int i = threadIdx.x; i < room; i += blockDim.x) sums[i] = 0.0f;
     if (leads) largest[mine] = ATTEND_LOW;
-    for_keys(lanes, [&](int first, int row, int count) {
-        load_keys(of, k, of.k_stride, row, count, tile);
+    for_keys(lanes, [&](int first, int count) {
+        auto place = [&](int j) { return (i64)key_place(lanes, first + j); };
+        load_keys(of, k, of.k_stride, count, tile, place);
         __syncthreads();
         grouped_scores(of, lanes.count, count, queries, tile, ATTEND_PITCH, scores);
         if (of.cap > 0.0f) cap_scores(of, lanes.count, count, scores);
         if (leads) raise_largest(lanes, mine, first, count, softmax);
-        load_keys(of, v, of.v_stride, row, count, tile);
+        load_keys(of, v, of.v_stride, count, tile, place);
         __syncthreads();
         exponentials(lanes, first, count, softmax);
         __syncthreads();

@@ -128,27 +128,28 @@ __device__ inline void load_lanes(
     }
 }
 
-// Copies what belongs to the block's group of `count` rows of all groups.
-__device__ inline void load_keys(const Grouped& of, const float* from, i64 stride, int row, int count, float* to) {
+// Where a key of a row lies among all keys.
+__device__ inline int key_place(const GroupedLanes& lanes, int key) {
+    return key < lanes.of.before ? lanes.of.prefix + key : lanes.of.keys + key - lanes.of.before;
+}
+
+// Copies what belongs to the block's group of `count` rows of all groups; `place(j)` is where the jth lies.
+template <class Place>
+__device__ inline void load_keys(const Grouped& of, const float* from, i64 stride, int count, float* to, Place place) {
     for (int i = threadIdx.x; i < count * of.dim; i += blockDim.x) {
         int j = i / of.dim, e = i % of.dim;
-        to[j * pitch_of(of) + e] = from[(row + j) * stride + (int)blockIdx.y * of.dim + e];
+        to[j * pitch_of(of) + e] = from[place(j) * stride + (int)blockIdx.y * of.dim + e];
     }
 }
 
-// work(first, row, count) for each block of keys that the lanes see: which of its row's keys the first one is, where it
-// lies, and how many they are. The blocks are those of the CPU, whatever part of its lanes these are.
+// work(first, count) for each block of keys that the lanes see: which of its row's keys the first one is, and how many they
+// are. The blocks are those of the CPU, whatever part of its lanes these are.
 template <class Work>
 __device__ inline void for_keys(const GroupedLanes& lanes, Work work) {
-    int from = lane_end(lanes, 0) - lanes.window, to = lane_end(lanes, lanes.count - 1);
-    for (int part = 0; part < 2; part++) {
-        int before = part == 0 ? 0 : lanes.of.before, row = part == 0 ? lanes.of.prefix : lanes.of.keys;
-        int until = part == 0 ? smaller(wanted_to(lanes), lanes.of.before) : wanted_to(lanes);
-        int start = wanted_from(lanes) > before ? wanted_from(lanes) : before;
-        for (int first = start; first < until; first += ATTEND_KEYS) {
-            int count = smaller(ATTEND_KEYS, until - first);
-            if (first + count > from && first < to) work(first, row + first - before, count);
-        }
+    int from = lane_end(lanes, 0) - lanes.window, to = lane_end(lanes, lanes.count - 1), until = wanted_to(lanes);
+    for (int first = wanted_from(lanes) / ATTEND_KEYS * ATTEND_KEYS; first < until; first += ATTEND_KEYS) {
+        int count = smaller(ATTEND_KEYS, until - first);
+        if (first + count > from && first < to) work(first, count);
     }
 }
 

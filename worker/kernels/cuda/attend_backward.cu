@@ -108,16 +108,17 @@ extern "C" __global__ void attend_backward_queries(
     load_lanes(of, lanes, grad, (i64)of.heads * of.dim, 1.0f, grads);
     load_norms(of, lanes, kept, means, softened);
     for (int i = threadIdx.x; i < room; i += blockDim.x) sums[i] = 0.0f;
-    for_keys(lanes, [&](int first, int row, int count) {
-        load_keys(of, k, of.k_stride, row, count, tile);
+    for_keys(lanes, [&](int first, int count) {
+        auto place = [&](int j) { return (i64)key_place(lanes, first + j); };
+        load_keys(of, k, of.k_stride, count, tile, place);
         __syncthreads();
         probabilities_of(of, lanes, first, count, queries, tile, softened);
         __syncthreads();
-        load_keys(of, v, of.v_stride, row, count, tile);
+        load_keys(of, v, of.v_stride, count, tile, place);
         __syncthreads();
         slopes_of(of, lanes.count, count, grads, tile, softened);
         __syncthreads();
-        load_keys(of, k, of.k_stride, row, count, tile);
+        load_keys(of, k, of.k_stride, count, tile, place);
         __syncthreads();
         add_to_queries(of, lanes.count, count, softened, tile, sums);
         __syncthreads();
@@ -167,8 +168,9 @@ extern "C" __global__ void attend_backward_keys(
     GroupedPiece piece = pieces[blockIdx.x];
     float *key_tile = attend_memory, *values = key_tile + keys * pitch_of(of), *rows = values + keys * pitch_of(of);
     Softened softened = softened_at(rows + of.lanes * pitch_of(of), of.lanes, keys | 1);
-    load_keys(of, k, of.k_stride, piece.row, piece.count, key_tile);
-    load_keys(of, v, of.v_stride, piece.row, piece.count, values);
+    auto row = [&](int j) { return (i64)piece.row + j; };
+    load_keys(of, k, of.k_stride, piece.count, key_tile, row);
+    load_keys(of, v, of.v_stride, piece.count, values, row);
     if (dk) clear_keys(of, piece, dk);
     if (dv) clear_keys(of, piece, dv);
     for (int i = 0; i < piece.entries; i++) {

@@ -112,7 +112,7 @@ mod tests {
         };
         let prompts: Vec<Prompt> = [3, 4, 3, 20, 1, 9].map(prompt).to_vec();
         assert_eq!(cuts(&prompts, 10), [0..3, 3..4, 4..6]);
-        assert_eq!(cuts(&prompts, 25), [0..3, 3..5, 5..6], "14, 21 and 9");
+        assert_eq!(cuts(&prompts, 25), [0..3, 3..4, 4..6], "10, 20 and 10");
         assert!(cuts(&[], 10).is_empty());
     }
 }
