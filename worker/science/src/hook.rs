@@ -11,7 +11,8 @@
 //! | `blocks.N.mixer.hook_state` | Mamba-2: one row's state after its last token, (H, P, S): visited once per row; what replaces it is what the row goes on with in the next pass | none |
 //! | `blocks.N.hook_mixer_out` | Mamba-2: what is added to the residual stream, (N, d) | none |
 //!
-//! N are the tokens of all rows of the batch, one row after the other ([`Rows`]). In the synthetic models, whose sequences
+//! N are the tokens of all rows of the batch, one row after the other ([`Rows`]), after those that several rows begin with where
+//! a batch [shares](crate::model::language::Batch::sharing) these. In the synthetic models, whose sequences
 //! all have one length, the leading dimensions are (B, T) instead.
 
 mod capture;

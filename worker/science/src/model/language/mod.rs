@@ -220,17 +220,17 @@ impl LanguageModel {
 
     /// States have no beginning that rows could share, and patterns are those of whole rows.
     fn check_sharing(&self, rows: &Rows, hook: Option<&dyn Hook>) -> Result<()> {
-        let pattern = |i| HookPoint::Block(i, BlockPoint::Pattern);
-        let looked = hook.is_some_and(|hook| (0..self.blocks.len()).any(|i| hook.wants(pattern(i))));
-        match &self.config.mixer {
-            MixerConfig::Mamba2(_) if rows.share() => {
-                candle_core::bail!("rows of a model with states cannot share their beginnings")
-            }
-            MixerConfig::Attention(_) if rows.share() && looked => {
-                candle_core::bail!("rows that share their beginnings have no attention patterns of their own")
-            }
-            _ => Ok(()),
+        if !rows.share() {
+            return Ok(());
         }
+        if !self.lets_rows_share() {
+            candle_core::bail!("rows of a model with states cannot share their beginnings")
+        }
+        let pattern = |i| HookPoint::Block(i, BlockPoint::Pattern);
+        if hook.is_some_and(|hook| (0..self.blocks.len()).any(|i| hook.wants(pattern(i)))) {
+            candle_core::bail!("rows that share their beginnings have no attention patterns of their own")
+        }
+        Ok(())
     }
 
     /// Can rows of a batch share their beginnings?
