@@ -12,7 +12,7 @@ use crate::{
     transpose::{self, Element, SIDE},
     weight::{Block, COLUMNS, Elements, Order},
 };
-use std::{arch::x86_64::*, cell::RefCell, ops::Range};
+use std::{arch::x86_64::*, cell::Cell, ops::Range};
 use tiles::{Kernels, Sums, kernels};
 
 /// Columns of a panel: three vectors, so that with `TALL` rows the sums take 24 of AVX-512's 32 registers.
@@ -34,7 +34,7 @@ struct Line {
 
 thread_local! {
     /// Where a thread lays out its panels, one after the other.
-    static PANEL: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    static PANEL: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
 }
 
 /// Computes a block of a product; false where the machine lacks the instructions.
@@ -48,13 +48,14 @@ pub fn product(block: &Block<'_, f32>) -> bool {
     };
     // Few rows do not pay for a panel that has left the first-level cache when they come.
     let long = if block.rows.len() > TALL { span * deep } else { deep };
-    PANEL.with_borrow_mut(|panel| {
-        let lines = long.min(depth) * WIDE / LANES;
-        if panel.len() < lines {
-            panel.resize(lines, Line { _elements: [0.0; LANES] });
-        }
-        by_panels(block, kernels, [deep, long], panel);
-    });
+    // Taken: while this thread waits for another it may begin another product.
+    let mut panel = PANEL.take();
+    let lines = long.min(depth) * WIDE / LANES;
+    if panel.len() < lines {
+        panel.resize(lines, Line { _elements: [0.0; LANES] });
+    }
+    by_panels(block, kernels, [deep, long], &mut panel);
+    PANEL.set(panel);
     true
 }
 
@@ -71,8 +72,9 @@ fn by_panels(block: &Block<'_, f32>, kernels: &Kernels, [deep, long]: [usize; 2]
                     Elements::Brain(elements) => lay_out(elements, block, terms.clone(), columns.clone(), panel),
                     Elements::Pairs(elements) => lay_out(elements, block, terms.clone(), columns.clone(), panel),
                 }
-                multiply(block, kernels, (terms.clone(), deep), columns, panel);
             }
+            let part = Part { block, kernels, terms: terms.clone(), deep, columns, panel };
+            part.multiply_rows(block.rows.clone());
         }
     }
 }
@@ -82,48 +84,71 @@ fn deep(depth: usize) -> usize {
     depth.div_ceil(depth.div_ceil(DEPTH)).next_multiple_of(LANES / 2)
 }
 
-/// Adds the product of all rows with a panel to the result, `deep` terms in one sum.
-#[target_feature(enable = "avx2")]
-fn multiply(
-    block: &Block<'_, f32>,
-    kernels: &Kernels,
-    (terms, deep): (Range<usize>, usize),
+/// The product of a block's rows with a panel.
+struct Part<'a> {
+    block: &'a Block<'a, f32>,
+    kernels: &'a Kernels,
+    terms: Range<usize>,
+    /// Terms in one sum.
+    deep: usize,
     columns: Range<usize>,
-    panel: &[Line],
-) {
-    assert!(terms.len() * WIDE <= panel.len() * LANES && terms.end <= block.weight.depth);
-    let begins = terms.start == 0;
-    let direct = begins && terms.len() <= deep && columns.len().is_multiple_of(LANES) && block.adds_nothing();
-    // Sums are added up in the first-level cache: the result is far away.
-    let mut sums: Sums = [[0.0; WIDE]; TALL];
-    for first in block.rows.clone().step_by(TALL) {
-        let rows = first..block.rows.end.min(first + TALL);
-        let kernel = kernels[rows.len() - 1][columns.len().div_ceil(LANES) - 1];
-        let x = block.x.part([first, terms.start], [rows.len(), terms.len()]).as_ptr();
-        let strides = |to: usize| [block.x.1, block.x.2, to];
-        if direct {
-            let (out, distance) = block.place(rows, columns.clone());
-            // SAFETY: `x` holds as many rows as the kernel reads, each up to the last of the terms; the panel was checked; the
-            // place is as large as the kernel's tile.
-            unsafe { kernel(x, panel.as_ptr().cast(), terms.len(), out, strides(distance), false) };
-            continue;
+    panel: &'a [Line],
+}
+
+impl Part<'_> {
+    /// Adds it to the result, for some rows, of which another thread may take a half.
+    fn multiply_rows(&self, rows: Range<usize>) {
+        /// Fewer are done before another thread would have begun.
+        const HALF: usize = 256;
+        if self.block.helped && rows.len() >= 2 * HALF {
+            let middle = rows.start + (rows.len() / 2).next_multiple_of(TALL);
+            rayon::join(|| self.multiply_rows(rows.start..middle), || self.multiply_rows(middle..rows.end));
+        } else {
+            // SAFETY: the machine has AVX2, as it has kernels.
+            unsafe { self.multiply(rows) }
         }
-        fetch(block.place(rows.clone(), columns.clone()), rows.len());
-        if !begins {
-            rows.clone().zip(&mut sums).for_each(|(row, sums)| block.get(row, columns.clone(), sums));
-        }
-        for from in (0..terms.len()).step_by(deep) {
-            let (count, more) = (deep.min(terms.len() - from), from > 0 || !begins);
-            // SAFETY: as above, with a place that no tile is larger than; the first terms wrote it where it is added to.
-            unsafe {
-                let (x, panel) = (x.add(from * block.x.2), panel.as_ptr().cast::<f32>().add(from * WIDE));
-                kernel(x, panel, count, sums.as_mut_ptr().cast(), strides(WIDE), more);
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn multiply(&self, rows: Range<usize>) {
+        let Self { block, kernels, terms, deep, columns, panel } = self;
+        assert!(terms.len() * WIDE <= panel.len() * LANES && terms.end <= block.weight.depth);
+        let (begins, ends) = (terms.start == 0, terms.end == block.weight.depth);
+        let direct = begins && terms.len() <= *deep && columns.len().is_multiple_of(LANES) && block.adds_nothing();
+        // Sums are added up in the first-level cache: the result is far away.
+        let mut sums: Sums = [[0.0; WIDE]; TALL];
+        for first in rows.clone().step_by(TALL) {
+            let rows = first..rows.end.min(first + TALL);
+            let kernel = kernels[rows.len() - 1][columns.len().div_ceil(LANES) - 1];
+            let x = block.x.part([first, terms.start], [rows.len(), terms.len()]).as_ptr();
+            let strides = |to: usize| [block.x.1, block.x.2, to];
+            if direct {
+                let (out, distance) = block.place(rows, columns.clone());
+                // SAFETY: `x` holds as many rows as the kernel reads, each up to the last of the terms; the panel was checked;
+                // the place is as large as the kernel's tile.
+                unsafe { kernel(x, panel.as_ptr().cast(), terms.len(), out, strides(distance), false) };
+                continue;
             }
-            if !more {
-                rows.clone().zip(&mut sums).for_each(|(row, sums)| block.add_rest(row, columns.clone(), sums));
+            fetch(block.place(rows.clone(), columns.clone()), rows.len());
+            if !begins {
+                rows.clone().zip(&mut sums).for_each(|(row, sums)| block.get(row, columns.clone(), sums));
             }
+            for from in (0..terms.len()).step_by(*deep) {
+                let (count, more) = ((*deep).min(terms.len() - from), from > 0 || !begins);
+                // SAFETY: as above, with a place that no tile is larger than; the first terms wrote it where it is added to.
+                unsafe {
+                    let (x, panel) = (x.add(from * block.x.2), panel.as_ptr().cast::<f32>().add(from * WIDE));
+                    kernel(x, panel, count, sums.as_mut_ptr().cast(), strides(WIDE), more);
+                }
+                if !more {
+                    sums.iter_mut().take(rows.len()).for_each(|sums| block.add_bias(columns.clone(), sums));
+                }
+            }
+            if ends {
+                rows.clone().zip(&mut sums).for_each(|(row, sums)| block.add_residual(row, columns.clone(), sums));
+            }
+            rows.zip(&sums).for_each(|(row, sums)| block.put(row, columns.clone(), sums));
         }
-        rows.zip(&sums).for_each(|(row, sums)| block.put(row, columns.clone(), sums));
     }
 }
 

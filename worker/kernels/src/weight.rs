@@ -78,7 +78,8 @@ pub enum Added<'a, T> {
     Nothing,
     /// The same for every row.
     Bias(&'a [T]),
-    /// As many elements as the product has.
+    /// As many elements as the product has, added to its elements when these are whole: so the bytes are those of a
+    /// product that something is added to later.
     Residual(&'a [T]),
 }
 
@@ -92,6 +93,8 @@ pub struct Block<'a, T> {
     out: Shared<T>,
     pub rows: Range<usize>,
     pub columns: Range<usize>,
+    /// May a thread that has nothing to do take some of the rows?
+    pub helped: bool,
 }
 
 /// `x·W` and what is `added`, for `x` of rows of `weight.depth`.
@@ -118,7 +121,7 @@ pub fn product<T: Float>(x: &[T], weight: Weight<'_, T>, added: Added<'_, T>) ->
         let work = weight.depth * weight.columns * (4 + rows) / 8;
         par::each(work, pieces, |(row, column)| {
             let (rows, columns) = (row..rows.min(row + tall), column..weight.columns.min(column + wide));
-            Block { x: Left(x, weight.depth, 1), weight, added, out, rows, columns }.compute();
+            Block { x: Left(x, weight.depth, 1), weight, added, out, rows, columns, helped: true }.compute();
         });
     };
     // SAFETY: the pieces cover all rows and columns, and `compute` writes all of each.
@@ -130,7 +133,8 @@ pub fn alone<T: Float>(x: Left<'_, T>, rows: usize, weight: Weight<'_, T>, out: 
     let columns = weight.columns;
     assert_eq!(out.len(), rows * columns);
     let out = Shared::new(out.as_mut_ptr());
-    Block { x, weight, added: Added::Nothing, out, rows: 0..rows, columns: 0..columns }.compute();
+    let (rows, columns, helped) = (0..rows, 0..columns, false);
+    Block { x, weight, added: Added::Nothing, out, rows, columns, helped }.compute();
 }
 
 /// Few enough that every thread has several pieces, where there are enough columns for that.
@@ -183,7 +187,9 @@ impl<'a, T: Float> Block<'a, T> {
         // SAFETY: the views cover the shapes, as checked; this piece of the result is ours alone.
         unsafe { product::multiply(out, self.weight.columns, [self.rows.len(), depth, self.columns.len()], x, view) };
         for row in self.rows.clone() {
-            self.add_rest(row, self.columns.clone(), self.part(row, self.columns.clone()));
+            let out = self.part(row, self.columns.clone());
+            self.add_bias(self.columns.clone(), out);
+            self.add_residual(row, self.columns.clone(), out);
         }
     }
 
@@ -226,14 +232,20 @@ impl<'a, T: Float> Block<'a, T> {
         matches!(self.added, Added::Nothing)
     }
 
-    /// Adds to `sums` what is added to some columns of a row of the product.
+    /// Adds the bias, where there is one, to `sums` of some columns.
     #[inline(always)]
-    pub fn add_rest(&self, row: usize, columns: Range<usize>, sums: &mut [T]) {
-        let rest = match self.added {
-            Added::Nothing => return,
-            Added::Bias(bias) => &bias[columns],
-            Added::Residual(residual) => &residual[row * self.weight.columns..][columns],
-        };
-        sums.iter_mut().zip(rest).for_each(|(sum, &rest)| *sum += rest);
+    pub fn add_bias(&self, columns: Range<usize>, sums: &mut [T]) {
+        if let Added::Bias(bias) = self.added {
+            sums.iter_mut().zip(&bias[columns]).for_each(|(sum, &bias)| *sum += bias);
+        }
+    }
+
+    /// Adds the residual, where there is one, to some columns of a row of the product.
+    #[inline(always)]
+    pub fn add_residual(&self, row: usize, columns: Range<usize>, sums: &mut [T]) {
+        if let Added::Residual(residual) = self.added {
+            let residual = &residual[row * self.weight.columns..][columns];
+            sums.iter_mut().zip(residual).for_each(|(sum, &residual)| *sum += residual);
+        }
     }
 }

@@ -34,6 +34,21 @@ fn a_row_of_linear_t_does_not_depend_on_the_others() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn what_is_added_to_a_product_at_once_gives_the_bytes_of_adding_it_later() -> Result<()> {
+    for (rows, inputs, outputs) in [(1, 1, 1), (9, 300, 70), (600, 40, 97), (530, 1600, 50), (3, 4100, 48)] {
+        let x = tensor(1, &[rows, inputs], DType::F32)?;
+        let weight = tensor(2, &[outputs, inputs], DType::F32)?;
+        let residual = tensor(3, &[rows, outputs], DType::F32)?;
+        for weight in [weight.clone(), weight.to_dtype(DType::BF16)?] {
+            let later = (&residual + fast::linear_t(&x, &weight, None)?)?;
+            let at_once = fast::linear_t_residual(&x, &weight, None, &residual)?;
+            assert_eq!(bits(&at_once)?, bits(&later)?, "{rows} × {inputs} × {outputs} in {:?}", weight.dtype());
+        }
+    }
+    Ok(())
+}
+
 /// `x·Wᵀ + b` and its gradient by `x`.
 fn linear_and_gradient(x: &Var, weight: &Tensor, bias: &Tensor) -> Result<(Tensor, Vec<f64>)> {
     let out = fast::linear_t(x, weight, Some(bias))?;

@@ -2,7 +2,7 @@
 
 use crate::{
     ScienceError,
-    analysis::natural::{Reader, TOKENS},
+    analysis::natural::{Reader, TOKENS, TOKENS_TOGETHER},
     load::{self, Files, Room},
     model::language::{Config, MixerConfig},
     tokenizer::Tokenizer,
@@ -51,9 +51,10 @@ fn less(room: Room, bytes: u64) -> Room {
     Room { bytes: room.bytes.saturating_sub(bytes), ..room }
 }
 
-/// Bytes that a pass takes beside the weights, roughly: for the tokens that go through the model together, what every layer
-/// caches (a state for every prompt of sixteen tokens, or keys and values), some ten times the residual stream, three times
-/// the hidden layer of an MLP, and logits of the prompts. What fine-tuning keeps between its blocks is no more than that.
+/// Bytes that passes take beside the weights, roughly: for each token that goes through the model some ten times the residual
+/// stream and three times the hidden layer of an MLP; where rows go on from there, also what every layer caches (a state for
+/// every prompt of sixteen tokens, or keys and values), and logits of the prompts. What fine-tuning keeps between its blocks is
+/// no more than that.
 fn beside(config: &Config) -> u64 {
     const PROMPT: usize = 16;
     let cached = match &config.mixer {
@@ -61,8 +62,9 @@ fn beside(config: &Config) -> u64 {
         MixerConfig::Mamba2(mamba) => mamba.heads * mamba.head * mamba.state / PROMPT,
     };
     let hidden = config.mlp.as_ref().map_or(0, |mlp| mlp.inner);
-    let per_token = config.layers * cached + 10 * config.width + 3 * hidden + config.vocabulary / PROMPT;
-    (size_of::<f32>() * TOKENS * per_token) as u64
+    let passing = 10 * config.width + 3 * hidden;
+    let going_on = passing + config.layers * cached + config.vocabulary / PROMPT;
+    (size_of::<f32>() * (TOKENS * going_on).max(TOKENS_TOGETHER * passing)) as u64
 }
 
 fn tokenizer(files: &Files) -> Result<Tokenizer, ScienceError> {
@@ -103,8 +105,11 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/language/llama");
         let files = Files::find(folder, None).unwrap();
         let (weights, more) = (files.bytes(DType::F32), beside(files.config()));
-        // 3 layers of 2 × 2 heads of 8, ten times 24, three times 40, and 61 / 16 logits for each of 2048 tokens.
-        assert_eq!(more, 4 * 2048 * (3 * 32 + 240 + 120 + 3));
+        // Ten times 24 and three times 40 for each of 4096 tokens; with 3 layers of 2 × 2 heads of 8, and 61 / 16 logits, half
+        // as many take less.
+        assert_eq!(more, 4 * 4096 * (240 + 120));
+        let deep = Config { layers: 30, ..files.config().clone() };
+        assert_eq!(beside(&deep), 4 * 2048 * (30 * 32 + 240 + 120 + 3));
         let load = |bytes| files.load(DType::F32, &[less(Room { bytes, ..Room::cpu() }, more)]);
         assert!(load(weights + more).is_ok());
         let error = ScienceError::from(load(weights + more - 1).err().unwrap());

@@ -10,7 +10,7 @@
 //! a prompt go on from there together.
 
 use super::{
-    Meter, Reader, TOKENS, answers, cuts, limits, measure,
+    Meter, Reader, answers, limits, measure,
     pass::{self, Begun},
     states::{self, States},
 };
@@ -118,14 +118,7 @@ impl Lab<'_> {
         for task in 0..self.names.len() {
             let prompts = self.draw(task, 2 * replicate - 1)?;
             let mut states = States::at(self.layers.iter().copied(), self.asked.spec.site, self.asked.spec.positions);
-            for cut in cuts(&prompts, TOKENS) {
-                let some = &prompts[cut.clone()];
-                let mut capture = states.capture(some.iter().enumerate())?;
-                let batch = pass::batch(&self.reader.model, some, self.asked.spec.positions);
-                self.reader.model.forward(&batch, None, Some(&mut capture), Logits::None)?;
-                states.add(capture)?;
-                meter.add(cut.len())?;
-            }
+            states.look(&self.reader.model, &prompts, meter)?;
             let width = self.reader.model.config().width;
             for ((layer, _), points) in states.iter() {
                 means.entry(layer).or_default().push(states::mean(points, width));

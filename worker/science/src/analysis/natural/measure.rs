@@ -62,9 +62,17 @@ pub fn run(reader: &Reader, asked: Asked<'_>, sink: &mut dyn Sink) -> Result<Met
     all.sort_by(|a, b| a.tokens.cmp(&b.tokens));
     let mut found = Found::new(reader, asked, tasks.tasks().len());
     let mut meter = Meter::new(sink, all.len() as u64);
-    for cut in cuts(&all, TOKENS) {
-        found.look(reader, &prompts, &all[cut.clone()])?;
-        meter.add(cut.len())?;
+    match (&mut found.states, asked.icl, asked.lens) {
+        (Some(states), None, None) => {
+            states.look(&reader.model, &all, &mut meter)?;
+            found.decoded = all.iter().map(|p| (p.series.task, p.index)).collect();
+        }
+        _ => {
+            for cut in cuts(&all, TOKENS, 1) {
+                found.look(reader, &prompts, &all[cut.clone()])?;
+                meter.add(cut.len())?;
+            }
+        }
     }
     let names: Vec<String> = tasks.tasks().iter().map(|t| t.name.clone()).collect();
     Ok(found.metrics(asked, &names))
@@ -111,7 +119,11 @@ impl<'a> Found<'a> {
         if let Some(capture) = &mut for_td {
             hook.0.push(capture);
         }
-        let mut begun = pass::begin(&reader.model, some, &mut hook)?;
+        let begun = match answered.is_empty() {
+            false => Some(pass::begin(&reader.model, some, &mut hook)?),
+            // Nothing goes on from there.
+            true => pass::look(&reader.model, some, PatchPositions::Last, &mut hook).map(|()| None)?,
+        };
         if let (Some(states), Some(captured), false) = (&mut self.states, for_td, decoded.is_empty()) {
             states.add(captured)?;
             self.decoded.extend(decoded.iter().map(|&i| (some[i].series.task, some[i].index)));
@@ -119,7 +131,7 @@ impl<'a> Found<'a> {
         if !lensed.is_empty() {
             self.look_through(reader, &of(&lensed), for_lens)?;
         }
-        if !answered.is_empty() {
+        if let Some(mut begun) = begun {
             begun.keep(&answered)?;
             let asked: Vec<&Prompt> = answered.iter().map(|&i| &some[i]).collect();
             let right = answers::right(&reader.model, prompts, &asked, begun)?;

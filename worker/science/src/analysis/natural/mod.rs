@@ -31,6 +31,14 @@ pub struct Reader {
 /// and few enough for their activations to stay small.
 pub(crate) const TOKENS: usize = 2048;
 
+/// Passes side by side, at most, of which only states are kept. Each runs on a thread of its own, so that none waits for
+/// another at every operation; where there are more threads, they help.
+const PASSES: usize = 4;
+
+/// Tokens in passes side by side: with neither keys nor values to keep, and no predictions, they take about as much memory as half
+/// as many that rows go on from.
+pub(crate) const TOKENS_TOGETHER: usize = 2 * TOKENS;
+
 /// Prompts of all tasks with the same number of shots: `each` of every task, task after task.
 fn all_tasks(prompts: &Prompts<'_>, tasks: usize, shots: u32, each: u32) -> Result<Vec<Prompt>, ScienceError> {
     let mut all = Vec::new();
@@ -41,12 +49,17 @@ fn all_tasks(prompts: &Prompts<'_>, tasks: usize, shots: u32, each: u32) -> Resu
     Ok(all)
 }
 
-/// Cuts prompts into runs of at most `tokens` tokens, as few as that takes and about equally long; a prompt that has more is
-/// alone.
-fn cuts(prompts: &[Prompt], tokens: usize) -> Vec<Range<usize>> {
-    let total: usize = prompts.iter().map(|p| p.tokens.len()).sum();
-    let fewest = full_up(prompts, tokens, tokens).len();
-    full_up(prompts, total.div_ceil(fewest.max(1)), tokens)
+/// Cuts prompts into runs of at most `tokens` tokens, about equally long: as few as that takes, or a few more to have a
+/// multiple of `passes`. A prompt that has more tokens is alone.
+fn cuts(prompts: &[Prompt], tokens: usize, passes: usize) -> Vec<Range<usize>> {
+    let total = total(prompts);
+    let wanted = full_up(prompts, tokens, tokens).len().next_multiple_of(passes);
+    full_up(prompts, total.div_ceil(wanted.max(1)), tokens)
+}
+
+/// The tokens of some prompts.
+fn total(prompts: &[Prompt]) -> usize {
+    prompts.iter().map(|p| p.tokens.len()).sum()
 }
 
 /// Runs that are full with so many tokens, and never hold more than `most`.
@@ -111,8 +124,10 @@ mod tests {
             most_generated: 1,
         };
         let prompts: Vec<Prompt> = [3, 4, 3, 20, 1, 9].map(prompt).to_vec();
-        assert_eq!(cuts(&prompts, 10), [0..3, 3..4, 4..6]);
-        assert_eq!(cuts(&prompts, 25), [0..3, 3..4, 4..6], "10, 20 and 10");
-        assert!(cuts(&[], 10).is_empty());
+        assert_eq!(cuts(&prompts, 10, 1), [0..3, 3..4, 4..6]);
+        assert_eq!(cuts(&prompts, 25, 1), [0..3, 3..4, 4..6], "10, 20 and 10");
+        assert_eq!(cuts(&prompts, 40, 1), [0..6]);
+        assert_eq!(cuts(&prompts, 40, 2), [0..4, 4..6], "two at a time");
+        assert!(cuts(&[], 10, 2).is_empty());
     }
 }

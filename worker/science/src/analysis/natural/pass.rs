@@ -31,7 +31,7 @@ impl Begun {
 
 /// The tokens of prompts as the rows of a batch. What comes before the tokens that are looked at, which are at most the last
 /// one of each site or all of them, is computed once for all prompts that begin with it.
-pub(super) fn batch(model: &LanguageModel, prompts: &[Prompt], looked_at: PatchPositions) -> Batch {
+fn batch(model: &LanguageModel, prompts: &[Prompt], looked_at: PatchPositions) -> Batch {
     let before = |sites: &[usize]| match looked_at {
         PatchPositions::Last => sites.last().copied(),
         PatchPositions::All => sites.first().copied(),
@@ -50,6 +50,16 @@ pub(super) fn begin(model: &LanguageModel, prompts: &[Prompt], hook: &mut dyn Ho
     let batch = batch(model, prompts, PatchPositions::Last);
     let logits = model.forward(&batch, Some(&mut cache), Some(hook), Logits::Last)?;
     Ok(Begun { cache, logits: logits.expect("logits were asked for") })
+}
+
+/// Passes over prompts in order; `hook` looks at the tokens of each site that are `looked_at`.
+pub(super) fn look(
+    model: &LanguageModel,
+    prompts: &[Prompt],
+    looked_at: PatchPositions,
+    hook: &mut dyn Hook,
+) -> Result<(), ScienceError> {
+    model.forward(&batch(model, prompts, looked_at), None, Some(hook), Logits::None).map(drop)
 }
 
 /// Keeps what `layers` leave in the residual stream at the sites, in their order, of the prompts in certain rows: at the last

@@ -1,13 +1,18 @@
 //! Hidden states of prompts, by layer and site.
 
-use super::pass;
+use super::{Meter, PASSES, TOKENS, TOKENS_TOGETHER, cuts, pass, total};
 use crate::{
     ScienceError,
     hook::{Capture, HookPoint},
+    model::language::LanguageModel,
     task::Prompt,
 };
 use candle_core::{DType, Tensor};
-use std::collections::{BTreeMap, BTreeSet};
+use rayon::prelude::*;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 use taskvec_model::spec::{PatchPositions, Site};
 
 /// States of prompts: rows of d values for each layer and site.
@@ -33,6 +38,33 @@ impl States {
     /// A hook that keeps what [`Self::add`] takes, of the prompts in certain rows.
     pub fn capture<'a>(&self, prompts: impl Iterator<Item = (usize, &'a Prompt)>) -> Result<Capture, ScienceError> {
         pass::capture(&self.layers, &self.sites, self.positions, prompts)
+    }
+
+    /// Adds the states of prompts, one after the other, from passes side by side.
+    pub fn look(
+        &mut self,
+        model: &LanguageModel,
+        prompts: &[Prompt],
+        meter: &mut Meter<'_>,
+    ) -> Result<(), ScienceError> {
+        /// Tokens of a pass below which laying out weights for it costs more than waiting.
+        const WORTH_A_PASS: usize = 512;
+        let passes = rayon::current_num_threads().min(PASSES).min(total(prompts) / WORTH_A_PASS).max(1);
+        for some in cuts(prompts, TOKENS.min(TOKENS_TOGETHER / passes), passes).chunks(passes) {
+            let pass = |cut: &Range<usize>| {
+                let prompts = &prompts[cut.clone()];
+                let mut capture = self.capture(prompts.iter().enumerate())?;
+                pass::look(model, prompts, self.positions, &mut capture)?;
+                Ok(capture)
+            };
+            let captured: Vec<Capture> =
+                some.par_iter().with_max_len(1).map(pass).collect::<Result<_, ScienceError>>()?;
+            for (captured, cut) in captured.into_iter().zip(some) {
+                self.add(captured)?;
+                meter.add(cut.len())?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds the states of a pass, whose hook it was.
@@ -80,5 +112,75 @@ fn finite(states: &Tensor, layer: u32) -> Result<Vec<f64>, ScienceError> {
     match values.iter().all(|v| v.is_finite()) {
         true => Ok(values),
         false => Err(ScienceError::NotFinite { layer }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Control, Sink, WriteCheckpoint,
+        load::{Files, Room},
+        task::{Series, Split},
+    };
+    use taskvec_model::{
+        job::{CheckpointRef, Progress, Purpose},
+        metric::TrainLoss,
+    };
+
+    struct Counting(u64);
+
+    impl Sink for Counting {
+        fn progress(&mut self, progress: Progress) -> Control {
+            assert!(progress.done > self.0 && progress.total == 300);
+            self.0 = progress.done;
+            Control::Continue
+        }
+        fn train_loss(&mut self, _: TrainLoss) {}
+        fn checkpoint(
+            &mut self,
+            _: u64,
+            _: Purpose,
+            _: &mut WriteCheckpoint<'_>,
+        ) -> Result<CheckpointRef, ScienceError> {
+            Err(ScienceError::Stopped)
+        }
+    }
+
+    /// Of many lengths, and many that begin alike.
+    fn prompt(i: usize) -> Prompt {
+        let tokens: Vec<u32> = (0..12 + i % 17).map(|t| ((t * t + (i % 7) * (t / 5)) % 32) as u32).collect();
+        let last = tokens.len() - 1;
+        Prompt {
+            series: Series { task: 0, split: Split::Test, shots: 1, replicate: 0 },
+            index: i as u64,
+            text: String::new(),
+            tokens,
+            answer: String::new(),
+            answer_tokens: Vec::new(),
+            x_sites: vec![last - 5, last],
+            y_sites: vec![last - 3],
+            most_generated: 1,
+        }
+    }
+
+    #[test]
+    fn states_have_the_same_bytes_from_any_number_of_passes_side_by_side() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/language/llama");
+        let model = Files::find(folder, None).unwrap().load(DType::F32, &[Room::cpu()]).unwrap();
+        let prompts: Vec<Prompt> = (0..300).map(prompt).collect();
+        let looked = |threads: usize| {
+            let mut states = States::new(0..=model.config().layers as u32, &[Site::X, Site::Y]);
+            let mut sink = Counting(0);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| states.look(&model, &prompts, &mut Meter::new(&mut sink, 300)).unwrap());
+            assert_eq!(sink.0, 300);
+            states.points
+        };
+        let alone = looked(1);
+        assert!(alone.values().all(|points| points.len() == 300 * model.config().width));
+        for threads in [2, 3, 8] {
+            assert_eq!(looked(threads), alone, "{threads} threads");
+        }
     }
 }

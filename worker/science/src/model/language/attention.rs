@@ -32,8 +32,8 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// (N, d) to (N, d), or to (tail, d) where the pass has a tail. `cache` holds what came before the tokens of this pass, and gets what they add.
-    pub(crate) fn forward(
+    /// What `out` is given: (N, d) to (N, H·D), or to (tail, H·D) where the pass has a tail. `cache` holds what came before the tokens of this pass, and gets what they add.
+    pub(crate) fn before_out(
         &self,
         x: &Tensor,
         block: usize,
@@ -59,7 +59,7 @@ impl Attention {
         pass.narrow();
         let z = reading::read([&q, &k, &v], &pass.spans, &self.attend, block, &mut pass.hook)?;
         let z = pass.hook.visit(at(BlockPoint::Z), z)?;
-        self.out.forward(&z.reshape((z.dim(0)?, self.heads * self.head))?)
+        z.reshape((z.dim(0)?, self.heads * self.head))
     }
 
     /// Heads of queries, keys or values: (N, d) to (N, heads, D).

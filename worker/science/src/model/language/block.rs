@@ -9,7 +9,7 @@ use super::{
     norm::Norm,
     pass::Pass,
 };
-use crate::hook::{BlockPoint, HookPoint};
+use crate::hook::{BlockPoint, HookPoint, Visitor};
 use candle_core::{Device, Result, Tensor};
 
 /// A block of the decoder. A plain function of its input, so that it can be run again for its gradients.
@@ -56,12 +56,13 @@ impl Block {
         let at = |point| HookPoint::Block(index, point);
         let x = pass.bring(x, self.device())?;
         let x = pass.hook.visit(at(BlockPoint::ResidPre), x)?;
-        let added = self.mixer.added(&x, |mixer, x| mixer.forward(x, index, cache, pass))?;
-        let mut x = (pass.remaining(&x)? + pass.hook.visit(at(self.mixer.inner.out()), added)?)?;
+        let inner = self.mixer.inner.before_last(&self.mixer.normed(&x)?, index, cache, pass)?;
+        let (last, out) = self.mixer.inner.last();
+        let mut x = self.mixer.onto(&pass.remaining(&x)?, &inner, last, at(out), &mut pass.hook)?;
         if let Some(mlp) = &self.mlp {
             x = pass.hook.visit(at(BlockPoint::ResidMid), x)?;
-            let added = mlp.added(&x, Mlp::forward)?;
-            x = (x + pass.hook.visit(at(BlockPoint::MlpOut), added)?)?;
+            let inner = mlp.inner.before_down(&mlp.normed(&x)?)?;
+            x = mlp.onto(&x, &inner, &mlp.inner.down, at(BlockPoint::MlpOut), &mut pass.hook)?;
         }
         pass.hook.visit(at(BlockPoint::ResidPost), x)
     }
@@ -80,33 +81,54 @@ impl Block {
 }
 
 impl<T> Sublayer<T> {
-    /// What is added to `x`.
-    fn added(&self, x: &Tensor, inner: impl FnOnce(&T, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let added = match &self.before {
-            None => inner(&self.inner, x)?,
-            Some(norm) => inner(&self.inner, &norm.forward(x)?)?,
-        };
-        self.after.as_ref().map_or(Ok(added.clone()), |norm| norm.forward(&added))
+    fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        self.before.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(x))
+    }
+
+    /// `x + after(last(inner))`, where a hook at `point` may see and replace what is added.
+    fn onto(
+        &self,
+        x: &Tensor,
+        inner: &Tensor,
+        last: &Linear,
+        point: HookPoint,
+        hook: &mut Visitor<'_>,
+    ) -> Result<Tensor> {
+        if self.after.is_none() && !hook.wants(point) {
+            return last.onto(x, inner);
+        }
+        let added = last.forward(inner)?;
+        let added = self.after.as_ref().map_or(Ok(added.clone()), |norm| norm.forward(&added))?;
+        x + hook.visit(point, added)?
     }
 }
 
 impl Mixer {
-    /// Where what it adds can be seen.
-    fn out(&self) -> BlockPoint {
+    /// The linear map that it ends with, and where what that adds can be seen.
+    fn last(&self) -> (&Linear, BlockPoint) {
         match self {
-            Self::Attention(_) => BlockPoint::AttnOut,
-            Self::Mamba2(_) => BlockPoint::MixerOut,
+            Self::Attention(attention) => (&attention.out, BlockPoint::AttnOut),
+            Self::Mamba2(mamba2) => (&mamba2.output, BlockPoint::MixerOut),
         }
     }
 
-    fn forward(&self, x: &Tensor, block: usize, cache: Option<&mut LayerState>, pass: &mut Pass<'_>) -> Result<Tensor> {
+    /// What that linear map is given.
+    fn before_last(
+        &self,
+        x: &Tensor,
+        block: usize,
+        cache: Option<&mut LayerState>,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
         match (self, cache) {
-            (Self::Attention(attention), None) => attention.forward(x, block, None, pass),
+            (Self::Attention(attention), None) => attention.before_out(x, block, None, pass),
             (Self::Attention(attention), Some(LayerState::Attention(keys))) => {
-                attention.forward(x, block, Some(keys), pass)
+                attention.before_out(x, block, Some(keys), pass)
             }
-            (Self::Mamba2(mamba2), None) => mamba2.forward(x, block, None, pass),
-            (Self::Mamba2(mamba2), Some(LayerState::Recurrent(states))) => mamba2.forward(x, block, Some(states), pass),
+            (Self::Mamba2(mamba2), None) => mamba2.before_output(x, block, None, pass),
+            (Self::Mamba2(mamba2), Some(LayerState::Recurrent(states))) => {
+                mamba2.before_output(x, block, Some(states), pass)
+            }
             _ => candle_core::bail!("the cache is that of another model"),
         }
     }

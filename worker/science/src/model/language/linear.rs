@@ -3,7 +3,7 @@
 use super::adapter::Adapter;
 use candle_core::{DType, Result, Tensor};
 use std::fmt;
-use taskvec_kernels::linear_t;
+use taskvec_kernels::{linear_t, linear_t_residual};
 
 /// A linear map with its weight as (outputs, inputs), whatever the layout of the file it came from.
 #[derive(Clone, Debug)]
@@ -38,6 +38,14 @@ impl Linear {
         match &self.adapter {
             None => Ok(y),
             Some(adapter) => adapter.added(x, y),
+        }
+    }
+
+    /// `residual` (…, outputs) and what [`Self::forward`] makes of `x`, with the bytes of the one added to the other.
+    pub(crate) fn onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        match (&self.bias, &self.adapter, self.weight.dtype()) {
+            (None, None, DType::F32 | DType::F64 | DType::BF16) => linear_t_residual(x, &self.weight, None, residual),
+            _ => residual + self.forward(x)?,
         }
     }
 

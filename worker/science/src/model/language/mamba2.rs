@@ -59,7 +59,7 @@ pub(crate) struct Parameters {
 pub(crate) struct Mamba2 {
     /// To gate z, then x, B and C, then raw time steps.
     input: Linear,
-    output: Linear,
+    pub(crate) output: Linear,
     sizes: Sizes,
     limits: (f64, f64),
     /// (K, C).
@@ -127,8 +127,8 @@ impl Mamba2 {
         self.input.weight().device()
     }
 
-    /// (N, d) to (N, d). `cache` holds what came before the tokens of this pass, and gets what comes after.
-    pub(crate) fn forward(
+    /// What `output` is given: (N, d) to (N, inner width). `cache` holds what came before the tokens of this pass, and gets what comes after.
+    pub(crate) fn before_output(
         &self,
         x: &Tensor,
         block: usize,
@@ -147,7 +147,7 @@ impl Mamba2 {
         if let Some(cache) = cache {
             cache.advance(after);
         }
-        self.output.forward(&y.to_dtype(dtype)?)?.to_dtype(x.dtype())
+        y.to_dtype(dtype)
     }
 
     /// From what the first projection gives to what the second takes, (N, H·P).

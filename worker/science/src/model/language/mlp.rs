@@ -20,13 +20,12 @@ pub(crate) enum Kind {
 }
 
 impl Mlp {
-    /// (N, d) to (N, d).
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let inner = match &self.kind {
-            Kind::Gated { gate, activation } => gated(&gate.forward(x)?, &self.up.forward(x)?, *activation)?,
-            Kind::Gelu => self.up.forward(x)?.gelu()?,
-        };
-        self.down.forward(&inner)
+    /// What `down` is given: (N, d) to (N, inner width).
+    pub(crate) fn before_down(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.kind {
+            Kind::Gated { gate, activation } => gated(&gate.forward(x)?, &self.up.forward(x)?, *activation),
+            Kind::Gelu => self.up.forward(x)?.gelu(),
+        }
     }
 
     pub(crate) fn linear_mut(&mut self, projection: Projection) -> Option<&mut Linear> {
