@@ -19,7 +19,7 @@ trap 'rm -f "$prompts"' EXIT
 for type in f32:float32 bf16:bfloat16; do
     echo "${type%:*}"
     RAYON_NUM_THREADS=$threads target/release/examples/language_speed \
-        "$model" "$prompts" "$threads" "${PER_TASK:-30}" 4 "${type%:*}"
+        "$model" "$prompts" "$threads" "${PER_TASK:-10}" 4 "${type%:*}"
     if "$venv/bin/python" -c 'import torch, transformers, gguf' 2>/dev/null; then
         "$venv/bin/python" benches/language.py "$model" "$prompts" --threads "$threads" --dtype "${type#*:}" 2>/dev/null
     else

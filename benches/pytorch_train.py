@@ -1,7 +1,7 @@
 """Steps per second of training in PyTorch, eager and compiled: `python pytorch_train.py --threads N [--seconds S] [--only NAME]`.
 
 The same work as worker/science/examples/train_speed.rs: draw a batch of the mixture, forward, backward, Adam. Written to
-be fast: fused attention, fused Adam, read-out at the x positions only. Needs torch (`pip install torch`).
+be fast: fused attention, fused Adam, read-out at the x positions only. In f32, and in bf16 by autocast. Needs torch (`pip install torch`).
 """
 
 import argparse
@@ -72,7 +72,7 @@ def draw(dim, bases, rank, examples, weight_mean, batch):
     return tokens.view(batch, 2 * examples, dim), y
 
 
-def measure(config, seconds, compiled):
+def measure(config, seconds, compiled, bf16):
     torch.manual_seed(0)
     network = Transformer(config["data"], config["model"], config["std"])
     if compiled:
@@ -83,7 +83,8 @@ def measure(config, seconds, compiled):
         start, steps = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             tokens, targets = draw(*config["data"], config["batch"])
-            loss = F.mse_loss(network(tokens), targets)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = F.mse_loss(network(tokens), targets)
             adam.zero_grad(set_to_none=True)
             loss.backward()
             adam.step()
@@ -104,6 +105,8 @@ if __name__ == "__main__":
     torch.set_num_threads(given.threads)
     for name, config in CONFIGS.items():
         if given.only in (None, name):
-            for how, compiled in [("eager", False), ("torch.compile", True)]:
-                rate = measure(config, given.seconds, compiled)
-                print(f"{name:10} {given.threads} threads  PyTorch {rate:8.2f} steps/s ({torch.__version__}, {how})", flush=True)
+            for bf16 in (False, True):
+                for how, compiled in [("eager", False), ("torch.compile", True)]:
+                    rate = measure(config, given.seconds, compiled, bf16)
+                    how = f"{'bf16 by autocast' if bf16 else 'f32'}, {how}, {torch.__version__}"
+                    print(f"{name:10} {given.threads} threads  PyTorch {rate:8.2f} steps/s ({how})", flush=True)

@@ -163,7 +163,8 @@ impl JobKind {
     /// Raised by hand whenever a change to the code changes this kind's numbers, so that older results are not reused.
     pub fn code_version(self) -> u32 {
         match self {
-            Self::Train => 2,
+            // 3: the last token of a sequence is left out, and sums of bf16 products have other lengths.
+            Self::Train => 3,
             Self::Baselines => 1,
             Self::Icl => 1,
             Self::Td => 1,

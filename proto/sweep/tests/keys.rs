@@ -89,14 +89,14 @@ fn keys_do_not_change_by_accident() {
 
 const GOLDEN: &[&str] = &[
     "baselines 0 a9dc5fe5e29708d2",
-    "train 50 a9d1f13f7fb5d4e3",
-    "icl 0 772bd4f703ef962e",
-    "td 0 59768efa7d5218af",
-    "icl 50 6a2ef0a721085fe4",
-    "td 50 15e1b0067144e338",
-    "train 100 3e59bbf4e126ff49",
-    "icl 100 7197373e3b1a57ad",
-    "td 100 e0b0ba32959eb9ee",
+    "train 50 00a6bebb0b1c3548",
+    "icl 0 4a3fc01f30924641",
+    "td 0 9989b4837c7d50fa",
+    "icl 50 16be374a18e034d7",
+    "td 50 cc613586f8f1586f",
+    "train 100 dc6525f601bb49e4",
+    "icl 100 92f3a97fff3eb296",
+    "td 100 72863f7aa0abbb50",
 ];
 const GOLDEN_SELFTEST: &str = "789c33f7f256d637";
 

@@ -6,9 +6,10 @@
 //! instruction takes for 0).
 
 use crate::{
-    buffer::filled,
+    buffer::{filled, unread},
     dispatch::dispatch,
     par,
+    precision::Terms,
     weight::{self, Added, Brain, Elements, Order, Weight},
 };
 use std::mem::MaybeUninit;
@@ -73,12 +74,40 @@ dispatch! {
     }
 }
 
+/// Pairs of the terms of an even number: `x` (n, terms) along, or (terms, n) across, to half as many elements.
+pub fn pair(x: &[f32], terms: Terms, out: &mut [f32]) {
+    let out = unread(out);
+    match terms {
+        Terms::Along => round_pairs::<f32>(x.as_chunks().0, out),
+        Terms::Across(columns) => {
+            for (out, two) in out.chunks_exact_mut(columns).zip(x.chunks_exact(2 * columns)) {
+                let (first, second) = two.split_at(columns);
+                round_rows::<f32>(first, second, out);
+            }
+        }
+    }
+}
+
+/// Two numbers of bf16 in the bits of an f32, the first in its upper half.
+#[inline(always)]
+fn both(first: f32, second: f32) -> f32 {
+    f32::from_bits(Brain::nearest(first).value().to_bits() | u32::from(Brain::nearest(second).0))
+}
+
 dispatch! {
     #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
     fn round_pairs<T: Float, M: Isa>(x: &[[f32; 2]], out: &mut [MaybeUninit<f32>]) {
         for (out, [first, second]) in out.iter_mut().zip(x) {
-            let second = u32::from(Brain::nearest(*second).0);
-            out.write(f32::from_bits(Brain::nearest(*first).value().to_bits() | second));
+            out.write(both(*first, *second));
+        }
+    }
+}
+
+dispatch! {
+    #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
+    fn round_rows<T: Float, M: Isa>(first: &[f32], second: &[f32], out: &mut [MaybeUninit<f32>]) {
+        for (out, (first, second)) in out.iter_mut().zip(first.iter().zip(second)) {
+            out.write(both(*first, *second));
         }
     }
 }

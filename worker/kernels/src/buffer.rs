@@ -3,6 +3,7 @@
 //! Most operations read contiguous tensors. Those of language models also take [`Rows`] that lie apart, such as one
 //! half of a wider matrix, without a copy.
 
+use crate::float::Float;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, backend::BackendStorage};
 use std::mem::MaybeUninit;
 
@@ -147,4 +148,10 @@ pub unsafe fn filled<T, R>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>]) 
     // SAFETY: the capacity is at least `len`, and the caller promises that `fill` has written all of it.
     unsafe { out.set_len(len) };
     (out, result)
+}
+
+/// The same memory for functions that write every element without reading any.
+pub fn unread<T: Float>(out: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: the layout is the same, and the functions of this crate that are given it write values and nothing else.
+    unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) }
 }

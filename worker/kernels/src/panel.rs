@@ -43,7 +43,7 @@ pub fn product(block: &Block<'_, f32>) -> bool {
     let depth = block.weight.depth;
     let (deep, span) = match block.weight.elements {
         // The sums that they have in pairs.
-        Elements::Brain(_) => (2 * deep(depth.div_ceil(2)), SPAN / 2),
+        Elements::Brain(_) | Elements::Single(_) => (2 * deep(depth.div_ceil(2)), SPAN / 2),
         _ => (deep(depth), SPAN),
     };
     // Few rows do not pay for a panel that has left the first-level cache when they come.
@@ -68,7 +68,9 @@ fn by_panels(block: &Block<'_, f32>, kernels: &Kernels, [deep, long]: [usize; 2]
             // SAFETY: the machine has AVX2, as it has kernels.
             unsafe {
                 match block.weight.elements {
-                    Elements::Same(elements) => lay_out(elements, block, terms.clone(), columns.clone(), panel),
+                    Elements::Same(elements) | Elements::Single(elements) | Elements::Paired(elements) => {
+                        lay_out(elements, block, terms.clone(), columns.clone(), panel);
+                    }
                     Elements::Brain(elements) => lay_out(elements, block, terms.clone(), columns.clone(), panel),
                     Elements::Pairs(elements) => lay_out(elements, block, terms.clone(), columns.clone(), panel),
                 }

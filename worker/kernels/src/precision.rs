@@ -1,6 +1,6 @@
 //! How many bits the factors of a product have.
 
-use crate::dispatch::dispatch;
+use crate::{brain, dispatch::dispatch, weight::Elements};
 use std::cell::RefCell;
 
 /// What the factors of products with weights are rounded to, to the nearest and to even where two are as near. Sums are
@@ -14,6 +14,42 @@ pub enum Precision {
     Tf32,
     /// bfloat16: the same exponent, 7 bits behind the point.
     Bf16,
+}
+
+/// How the terms of sums follow each other in a matrix of factors.
+#[derive(Clone, Copy)]
+pub(crate) enum Terms {
+    /// Within a row.
+    Along,
+    /// From row to row, each of so many elements.
+    Across(usize),
+}
+
+/// Factors as they are multiplied.
+#[derive(Clone, Copy)]
+pub(crate) enum Rounded {
+    /// Numbers of f32, rounded or not.
+    Exact,
+    /// Numbers of bf16 in the bits of f32, multiplied one by one with the sums that pairs have.
+    Single,
+    /// Two terms in the bits of an f32.
+    Paired,
+}
+
+impl Rounded {
+    /// Terms of an element.
+    pub(crate) fn terms(self) -> usize {
+        if matches!(self, Self::Paired) { 2 } else { 1 }
+    }
+
+    /// Such factors as elements of a weight.
+    pub(crate) fn elements(self, factors: &[f32]) -> Elements<'_, f32> {
+        match self {
+            Self::Exact => Elements::Same(factors),
+            Self::Single => Elements::Single(factors),
+            Self::Paired => Elements::Paired(factors),
+        }
+    }
 }
 
 thread_local! {
@@ -41,18 +77,38 @@ impl Precision {
         }
     }
 
-    /// `then` of both factors as they are multiplied.
-    pub(crate) fn rounded<R>(self, [a, b]: [&[f32]; 2], then: impl FnOnce([&[f32]; 2]) -> R) -> R {
-        if self == Self::F32 {
-            return then([a, b]);
+    /// How factors are multiplied, where `depth` terms make a sum.
+    fn multiplied(self, depth: usize) -> Rounded {
+        match self {
+            Self::Bf16 if depth.is_multiple_of(2) && brain::multiplies_pairs() => Rounded::Paired,
+            Self::Bf16 => Rounded::Single,
+            Self::F32 | Self::Tf32 => Rounded::Exact,
         }
-        FACTORS.with_borrow_mut(|factors| {
-            for (to, from) in factors.iter_mut().zip([a, b]) {
-                to.resize(from.len().max(to.len()), 0.0);
-                round::<f32>(from, &mut to[..from.len()], self.dropped());
+    }
+
+    /// `then` of both factors of a product of `depth` terms, as they are multiplied.
+    pub(crate) fn rounded<R>(
+        self,
+        factors: [(&[f32], Terms); 2],
+        depth: usize,
+        then: impl FnOnce([&[f32]; 2], Rounded) -> R,
+    ) -> R {
+        if self == Self::F32 {
+            return then(factors.map(|(factor, _)| factor), Rounded::Exact);
+        }
+        let how = self.multiplied(depth);
+        FACTORS.with_borrow_mut(|room| {
+            for (to, (from, terms)) in room.iter_mut().zip(factors) {
+                let len = from.len() / how.terms();
+                to.resize(len.max(to.len()), 0.0);
+                match how {
+                    Rounded::Paired => brain::pair(from, terms, &mut to[..len]),
+                    _ => round::<f32>(from, &mut to[..len], self.dropped()),
+                }
             }
-            let [x, y] = factors;
-            then([&x[..a.len()], &y[..b.len()]])
+            let [(a, _), (b, _)] = factors;
+            let [x, y] = room;
+            then([&x[..a.len() / how.terms()], &y[..b.len() / how.terms()]], how)
         })
     }
 }
@@ -75,7 +131,7 @@ dispatch! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weight::Brain;
+    use crate::weight::{self, Brain, Left, Order, Weight};
 
     #[test]
     fn numbers_are_rounded_to_the_nearest_and_to_even() {
@@ -108,11 +164,46 @@ mod tests {
     fn factors_are_those_of_this_product_alone() {
         for len in [5, 3, 9] {
             let a: Vec<f32> = (0..len).map(|i| 1.0 + i as f32 / 4096.0).collect();
-            Precision::Tf32.rounded([&a, &a[1..]], |[x, y]| {
+            Precision::Tf32.rounded([(&a, Terms::Along), (&a[1..], Terms::Along)], 1, |[x, y], _| {
                 assert_eq!(x.len(), len);
                 assert_eq!(&x[1..], y);
                 assert!(x.iter().zip(&a).all(|(x, a)| *x == Precision::Tf32.nearest(*a)));
             });
+        }
+    }
+    /// Of all orders of both factors, and depths that are one sum and several.
+    #[test]
+    fn pairs_give_the_bytes_that_single_terms_give() {
+        if !brain::multiplies_pairs() {
+            eprintln!("\nSKIPPED: this processor has no AVX-512 BF16\n");
+            return;
+        }
+        let numbers = |seed: u32, len: usize| -> Vec<f32> {
+            (0..len as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0).collect()
+        };
+        for (rows, depth, columns) in [(1, 2, 1), (9, 300, 50), (17, 1034, 49), (240, 64, 192), (64, 640, 256)] {
+            let (x, w) = (numbers(1, rows * depth), numbers(2, depth * columns));
+            for (order, of_w) in [(Order::ByTerm, Terms::Across(columns)), (Order::ByColumn, Terms::Along)] {
+                for of_x in [Terms::Along, Terms::Across(rows)] {
+                    let product = |x: &[f32], w: &[f32], how: Rounded| {
+                        let depth = depth / how.terms();
+                        let x = match of_x {
+                            Terms::Along => Left(x, depth, 1),
+                            Terms::Across(_) => Left(x, 1, rows),
+                        };
+                        let mut out = vec![f32::NAN; rows * columns];
+                        let weight = Weight { elements: how.elements(w), depth, columns, order };
+                        weight::alone(x, rows, weight, &mut out);
+                        out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                    };
+                    let paired = Precision::Bf16.rounded([(&x, of_x), (&w, of_w)], depth, |[x, w], how| {
+                        assert!(matches!(how, Rounded::Paired));
+                        product(x, w, how)
+                    });
+                    let near = |x: &[f32]| x.iter().map(|x| Precision::Bf16.nearest(*x)).collect::<Vec<_>>();
+                    assert_eq!(paired, product(&near(&x), &near(&w), Rounded::Single), "{rows} × {depth} × {columns}");
+                }
+            }
         }
     }
 }

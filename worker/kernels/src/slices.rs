@@ -7,17 +7,12 @@ pub use crate::adam::Update;
 pub use crate::float::Float;
 use crate::{
     Precision, adam, attention,
+    buffer::unread,
     dispatch::dispatch,
+    precision::Terms,
     product, sum,
-    weight::{self, Elements, Left, Order, Weight},
+    weight::{self, Left, Order, Weight},
 };
-use std::mem::MaybeUninit;
-
-/// The same memory for functions that write every element without reading any.
-fn unread<T: Float>(out: &mut [T]) -> &mut [MaybeUninit<T>] {
-    // SAFETY: the layout is the same, and the functions of this crate that are given it write values and nothing else.
-    unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) }
-}
 
 /// Products with weights, and what is done with each as it is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,11 +94,16 @@ impl Products {
         let outputs = weight.len() / inputs;
         let rows = product::rows_at_a_time(inputs, outputs);
         assert!(outputs * inputs == weight.len() && x.len() / inputs * outputs == out.len());
-        self.precision.rounded([x, weight], |[x, weight]| {
-            let weight = Weight { elements: Elements::Same(weight), depth: inputs, columns: outputs, order };
-            for (i, (out, x)) in out.chunks_mut(rows * outputs).zip(x.chunks(rows * inputs)).enumerate() {
+        let of_weight = match order {
+            Order::ByTerm => Terms::Across(outputs),
+            Order::ByColumn => Terms::Along,
+        };
+        self.precision.rounded([(x, Terms::Along), (weight, of_weight)], inputs, |[x, weight], how| {
+            let depth = inputs / how.terms();
+            let weight = Weight { elements: how.elements(weight), depth, columns: outputs, order };
+            for (i, (out, x)) in out.chunks_mut(rows * outputs).zip(x.chunks(rows * depth)).enumerate() {
                 let from = i * rows * outputs;
-                weight::alone(Left(x, inputs, 1), x.len() / inputs, weight, out);
+                weight::alone(Left(x, depth, 1), x.len() / depth, weight, out);
                 finish(from..from + out.len(), out);
             }
         });
@@ -113,8 +113,10 @@ impl Products {
     fn gradient_of_weight(self, a: &[f32], b: &[f32], columns: usize, out: &mut [f32]) {
         let (rows, depth) = (out.len() / columns, b.len() / columns);
         assert!(rows * columns == out.len() && depth * columns == b.len() && depth * rows == a.len());
-        self.precision.rounded([a, b], |[a, b]| {
-            let b = Weight { elements: Elements::Same(b), depth, columns, order: Order::ByTerm };
+        let factors = [(a, Terms::Across(rows)), (b, Terms::Across(columns))];
+        self.precision.rounded(factors, depth, |[a, b], how| {
+            let (elements, depth) = (how.elements(b), depth / how.terms());
+            let b = Weight { elements, depth, columns, order: Order::ByTerm };
             weight::alone(Left(a, 1, rows), rows, b, out);
         });
     }

@@ -37,8 +37,12 @@ impl Brain {
 pub enum Elements<'a, T> {
     Same(&'a [T]),
     Brain(&'a [Brain]),
+    /// Numbers of bf16 as well, widened.
+    Single(&'a [T]),
     /// Two terms each, beside an `x` of which each element is two as well: only where [`crate::brain::multiplies_pairs`].
     Pairs(&'a [[Brain; 2]]),
+    /// The same in the bits of an f32, the first in its upper half.
+    Paired(&'a [T]),
 }
 
 /// How the elements of a weight follow each other.
@@ -103,7 +107,7 @@ pub struct Block<'a, T> {
 pub fn product<T: Float>(x: &[T], weight: Weight<'_, T>, added: Added<'_, T>) -> Vec<T> {
     let rows = x.len() / weight.depth;
     let held = match weight.elements {
-        Elements::Same(elements) => elements.len(),
+        Elements::Same(elements) | Elements::Single(elements) | Elements::Paired(elements) => elements.len(),
         Elements::Brain(elements) => elements.len(),
         Elements::Pairs(elements) => elements.len(),
     };
@@ -152,7 +156,9 @@ impl<'a, T: Float> Block<'a, T> {
             return;
         }
         match self.weight.elements {
-            Elements::Same(elements) => self.general(elements, self.weight, self.columns.start),
+            Elements::Same(elements) | Elements::Single(elements) => {
+                self.general(elements, self.weight, self.columns.start);
+            }
             Elements::Brain(elements) => {
                 let (depth, columns) = (self.weight.depth, self.columns.len());
                 let value = |brain: &Brain| T::of(brain.value().into());
@@ -169,7 +175,7 @@ impl<'a, T: Float> Block<'a, T> {
                 };
                 self.general(&widened, weight, 0);
             }
-            Elements::Pairs(_) => unreachable!("pairs are multiplied by panels"),
+            Elements::Pairs(_) | Elements::Paired(_) => unreachable!("pairs are multiplied by panels"),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Steps per second of training, for the quickstart's model and the paper's, and of eight quickstart runs: side by side, each
-//! by itself, and stacked, as a worker does it in one slot; also stacked, one and eight with a small batch:
-//! `train_speed THREADS [SECONDS [NAME]]`.
+//! by itself, and stacked, as a worker does it in one slot; also stacked, one and eight with a small batch. In f32 and, where
+//! that is another way, with factors of bf16: `train_speed THREADS [SECONDS [NAME]]`.
 //!
 //! benches/pytorch_train.py measures the same configurations in PyTorch; `make bench` prints both.
 
@@ -19,6 +19,7 @@ use taskvec_model::{
     id::Digest,
     job::{BlobRef, CheckpointRef, JobWork, Progress, Purpose},
     metric::TrainLoss,
+    spec::Precision,
 };
 use taskvec_science::{
     Control, Executed, Inputs, Member, MemberSink, Models, ScienceError, Sink, WriteCheckpoint, execute_stack,
@@ -37,26 +38,36 @@ fn main() -> Result<(), Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     for (name, texts) in [("quickstart", QUICKSTART), ("paper", PAPER)] {
         if only.as_ref().is_none_or(|o| o == name) {
-            let rate = pool.install(|| measure(texts, seconds))?;
-            println!("{name:10} {threads} threads  taskvec {rate:8.2} steps/s");
+            for (factors, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
+                let rate = pool.install(|| measure(texts, precision, seconds))?;
+                println!("{name:10} {threads} threads  taskvec {rate:8.2} steps/s, {factors}");
+            }
         }
     }
     if only.is_none_or(|o| o == "quickstart") {
         let together = |name: &str, rate: f64| {
-            println!("{name:10} {threads} threads  taskvec {rate:8.2} steps/s, of all runs together");
+            println!("{name:15} {threads} threads  taskvec {rate:8.2} steps/s, of all runs together");
         };
-        together("8 runs", pool.install(|| side_by_side(seconds))?);
-        together("8 stacked", pool.install(|| stacked(8, QUICKSTART_BATCH, seconds))?);
-        together("1 small", pool.install(|| stacked(1, SMALL_BATCH, seconds))?);
-        together("8 small", pool.install(|| stacked(8, SMALL_BATCH, seconds))?);
+        together("8 runs", pool.install(|| side_by_side(Precision::F32, seconds))?);
+        together("8 runs, bf16", pool.install(|| side_by_side(Precision::Bf16, seconds))?);
+        together("8 stacked", pool.install(|| stacked(8, QUICKSTART_BATCH, Precision::F32, seconds))?);
+        together("8 stacked, bf16", pool.install(|| stacked(8, QUICKSTART_BATCH, Precision::Bf16, seconds))?);
+        together("1 small", pool.install(|| stacked(1, SMALL_BATCH, Precision::F32, seconds))?);
+        together("8 small", pool.install(|| stacked(8, SMALL_BATCH, Precision::F32, seconds))?);
     }
     Ok(())
 }
 
+fn configuration(texts: [&str; 3], precision: Precision) -> Result<Configuration, Failure> {
+    let mut configuration = Configuration::parse(texts)?;
+    configuration.train.precision = precision;
+    Ok(configuration)
+}
+
 /// Steps per second of eight seeds of the quickstart that share the threads, all runs together.
-fn side_by_side(seconds: f64) -> Result<f64, Failure> {
+fn side_by_side(precision: Precision, seconds: f64) -> Result<f64, Failure> {
     const AT_ONCE: u32 = 20;
-    let configuration = Configuration::parse(QUICKSTART)?;
+    let configuration = configuration(QUICKSTART, precision)?;
     let segments: Vec<_> = (0..8).map(|seed| configuration.whole_run(seed)).collect();
     let mut trainers = segments.iter().map(Trainer::fresh).collect::<Result<Vec<_>, _>>()?;
     let (start, mut steps) = (Instant::now(), 0);
@@ -73,8 +84,8 @@ const QUICKSTART_BATCH: u32 = 64;
 const SMALL_BATCH: u32 = 16;
 
 /// The same of runs that a worker has in one slot, with this batch.
-fn stacked(runs: u64, batch: u32, seconds: f64) -> Result<f64, Failure> {
-    let Configuration { model, data, train, checkpoints } = Configuration::parse(QUICKSTART)?;
+fn stacked(runs: u64, batch: u32, precision: Precision, seconds: f64) -> Result<f64, Failure> {
+    let Configuration { model, data, train, checkpoints } = configuration(QUICKSTART, precision)?;
     let (steps, start) = (Arc::new(AtomicU64::new(0)), Instant::now());
     let member = |seed| {
         let (model, data, mut train, checkpoints) = (model.clone(), data.clone(), train.clone(), checkpoints.clone());
@@ -121,8 +132,8 @@ impl MemberSink for Until {
 }
 
 /// Steps per second over at least `seconds`, after a warm-up of a tenth of that.
-fn measure(texts: [&str; 3], seconds: f64) -> Result<f64, Failure> {
-    let configuration = Configuration::parse(texts)?;
+fn measure(texts: [&str; 3], precision: Precision, seconds: f64) -> Result<f64, Failure> {
+    let configuration = configuration(texts, precision)?;
     let mut trainer = Trainer::fresh(&configuration.whole_run(0))?;
     let mut run = |seconds: f64| -> Result<f64, ScienceError> {
         let (start, mut steps) = (Instant::now(), 0);

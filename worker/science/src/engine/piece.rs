@@ -11,13 +11,15 @@ use taskvec_kernels::{
     slices::{self, Products, Sequences as Shape},
 };
 
-/// Space for n tokens of some sequences, or the r = n / 2 of them at x positions, where y is predicted.
+/// Space for n tokens of some sequences, all but the last of each, which nothing follows that could read it; or for the r of
+/// them at x positions, where y is predicted.
 pub(super) struct Piece {
     sizes: Sizes,
     /// Which sequences of the batch.
     range: Range<usize>,
     how: How,
-    /// (n, C).
+    /// Of whole sequences, (sequences, T, C), and without the last of each, (n, C).
+    written: Vec<f32>,
     tokens: Vec<f32>,
     blocks: Vec<Space>,
     /// What leaves the last block at x, and its norm: (r, d).
@@ -63,9 +65,9 @@ struct Back {
 impl Piece {
     /// Sequences `range` of a batch, for a model of `parameters` parameters.
     pub fn new(sizes: Sizes, range: Range<usize>, parameters: usize, precision: Precision) -> Self {
-        let shape = Shape { tokens: sizes.positions, width: sizes.width, heads: sizes.heads };
-        let (d, n) = (sizes.width, range.len() * sizes.positions);
-        let r = n / 2;
+        let shape = Shape { tokens: sizes.positions - 1, width: sizes.width, heads: sizes.heads };
+        let (d, n) = (sizes.width, range.len() * shape.tokens);
+        let r = range.len() * sizes.positions / 2;
         let space = |i: usize| {
             let after = if i + 1 == sizes.layers { r } else { n };
             let [x, normed] = [n * d, n * d].map(|len| vec![0.0; len]);
@@ -75,6 +77,7 @@ impl Piece {
         let [stream, narrow, qkv, wide] = [1, 1, 3, 4].map(|times| vec![0.0; times * n * d]);
         Self {
             sizes,
+            written: vec![0.0; range.len() * sizes.positions * sizes.channels],
             range,
             how: How { shape, products: Products { precision } },
             tokens: vec![0.0; n * sizes.channels],
@@ -105,7 +108,10 @@ impl Piece {
     /// Sums of squared errors, of the predictions and of predicting 0. Leaves the gradients of their mean over `targets`
     /// predictions.
     pub fn pass(&mut self, parameters: &Parameters<&[f32]>, batch: &Sequences, targets: usize) -> [f64; 2] {
-        batch.write_tokens(&mut self.tokens);
+        batch.write_tokens(&mut self.written);
+        let [whole, kept] = [self.sizes.positions, self.how.shape.tokens].map(|tokens| tokens * self.sizes.channels);
+        (self.tokens.chunks_exact_mut(kept).zip(self.written.chunks_exact(whole)))
+            .for_each(|(to, from)| to.copy_from_slice(&from[..kept]));
         self.forward(parameters);
         let mut sums = [0.0; 2];
         for (predicted, y) in self.predicted.iter_mut().zip(&batch.y) {
@@ -121,13 +127,14 @@ impl Piece {
     fn forward(&mut self, p: &Parameters<&[f32]>) {
         let first = &mut self.blocks[0].x;
         self.how.products.linear_t(&self.tokens, p.read_in.weight, p.read_in.bias, first);
-        first.chunks_exact_mut(p.positions.len()).for_each(|sequence| slices::add(sequence, p.positions));
+        let positions = &p.positions[..self.how.shape.tokens * self.sizes.width];
+        first.chunks_exact_mut(positions.len()).for_each(|sequence| slices::add(sequence, positions));
         let mut blocks = self.blocks.as_mut_slice();
         for block in &p.blocks {
             let Some((space, rest)) = blocks.split_first_mut() else { break };
             match rest.first_mut() {
                 Some(next) => space.forward(block, self.how, &mut next.x),
-                None => space.forward_at_x(block, self.how, &mut self.back.narrow, &mut self.last),
+                None => space.forward_at_x(block, self.how, &mut self.back.wide, &mut self.last),
             }
             blocks = rest;
         }
@@ -150,7 +157,7 @@ impl Piece {
         let stream = self.back.stream.as_slice();
         self.how.products.gradient_of_linear_t(&self.tokens, stream, by.read_in.weight, by.read_in.bias);
         by.positions.fill(0.0);
-        let positions = by.positions;
+        let positions = &mut by.positions[..self.how.shape.tokens * d];
         stream.chunks_exact(positions.len()).for_each(|sequence| slices::add(positions, sequence));
     }
 }
@@ -178,12 +185,12 @@ impl Space {
         (self.read, self.x) = (read, x);
     }
 
-    /// The same for the x positions alone; `scratch` (n, d) is used.
+    /// The same for the x positions alone; `scratch`, of 2r rows, is used.
     fn forward_at_x(&mut self, p: &Block<&[f32]>, how: How, scratch: &mut [f32], out: &mut [f32]) {
         self.attend(p, how);
-        let (read, x) = scratch.split_at_mut(out.len());
-        gather(&self.read, how.shape.width, read);
-        gather(&self.x, how.shape.width, x);
+        let (read, x) = scratch[..2 * out.len()].split_at_mut(out.len());
+        gather(&self.read, how.shape, read);
+        gather(&self.x, how.shape, x);
         self.finish(p, how, [read, x], out);
     }
 
@@ -202,10 +209,10 @@ impl Space {
             how.products.gradient_of_linear(&self.read, stream, by.attn_proj.weight, by.attn_proj.bias);
         } else {
             let read = &mut back.wide[..after];
-            gather(&self.read, d, read);
+            gather(&self.read, how.shape, read);
             how.products.gradient_of_linear(read, stream, by.attn_proj.weight, by.attn_proj.bias);
-            scatter(&mut back.stream, d);
-            scatter(&mut back.narrow, d);
+            scatter(&mut back.stream, how.shape);
+            scatter(&mut back.narrow, how.shape);
         }
         slices::causal_attention_backward(&self.qkv, &back.narrow, how.shape, &mut back.qkv);
         how.products.gradient_of_linear(&self.normed, &back.qkv, by.c_attn.weight, by.c_attn.bias);
@@ -218,15 +225,42 @@ fn norm_backward(x: &[f32], p: &Affine<&[f32]>, grad: &[f32], dx: &mut [f32], by
     slices::layer_norm_backward(x, p.weight, grad, EPSILON, dx, [&mut *by.weight, &mut *by.bias]);
 }
 
-/// The rows of x positions, which are the even ones: (n, d) to (r, d).
-fn gather(from: &[f32], d: usize, to: &mut [f32]) {
-    to.chunks_exact_mut(d).zip(from.chunks_exact(2 * d)).for_each(|(to, from)| to.copy_from_slice(&from[..d]));
+/// The rows of x positions, which are the even ones of each sequence: (n, d) to (r, d).
+fn gather(from: &[f32], of: Shape, to: &mut [f32]) {
+    let d = of.width;
+    let rows = from.chunks_exact(of.tokens * d).flat_map(|sequence| sequence.chunks(2 * d));
+    to.chunks_exact_mut(d).zip(rows).for_each(|(to, from)| to.copy_from_slice(&from[..d]));
 }
 
 /// The opposite in place, (r, d) to (n, d), with zeros at the odd rows.
-fn scatter(rows: &mut [f32], d: usize) {
-    for row in (0..rows.len() / (2 * d)).rev() {
-        rows.copy_within(row * d..(row + 1) * d, 2 * row * d);
-        rows[(2 * row + 1) * d..(2 * row + 2) * d].fill(0.0);
+fn scatter(rows: &mut [f32], of: Shape) {
+    let (d, at_x) = (of.width, of.tokens.div_ceil(2));
+    for row in (0..rows.len() / (of.tokens * d) * at_x).rev() {
+        // No row goes to where one is that is still to go.
+        let to = row / at_x * of.tokens + row % at_x * 2;
+        rows.copy_within(row * d..(row + 1) * d, to * d);
+        if row % at_x + 1 < at_x {
+            rows[(to + 1) * d..(to + 2) * d].fill(0.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_x_positions_are_taken_and_put_back() {
+        for (sequences, tokens) in [(1, 1), (3, 1), (2, 3), (3, 7)] {
+            let of = Shape { tokens, width: 2, heads: 1 };
+            let from: Vec<f32> = (0..sequences * tokens * 2).map(|i| 1.0 + i as f32).collect();
+            let mut rows = vec![0.0; from.len()];
+            let r = sequences * tokens.div_ceil(2) * 2;
+            gather(&from, of, &mut rows[..r]);
+            scatter(&mut rows, of);
+            let even = |i: usize| (i / 2) % tokens % 2 == 0;
+            let want: Vec<f32> = from.iter().enumerate().map(|(i, &x)| if even(i) { x } else { 0.0 }).collect();
+            assert_eq!(rows, want, "{sequences} of {tokens}");
+        }
     }
 }
