@@ -258,7 +258,7 @@ mod tests {
             let r = sequences * tokens.div_ceil(2) * 2;
             gather(&from, of, &mut rows[..r]);
             scatter(&mut rows, of);
-            let even = |i: usize| (i / 2) % tokens % 2 == 0;
+            let even = |i: usize| ((i / 2) % tokens).is_multiple_of(2);
             let want: Vec<f32> = from.iter().enumerate().map(|(i, &x)| if even(i) { x } else { 0.0 }).collect();
             assert_eq!(rows, want, "{sequences} of {tokens}");
         }
