@@ -43,7 +43,7 @@ pub fn product(block: &Block<'_, f32>) -> bool {
     let depth = block.weight.depth;
     let (deep, span) = match block.weight.elements {
         // The sums that they have in pairs.
-        Elements::Brain(_) | Elements::Single(_) => (2 * deep(depth.div_ceil(2)), SPAN / 2),
+        Elements::Brain(_) | Elements::Widened(_) => (2 * deep(depth.div_ceil(2)), SPAN / 2),
         _ => (deep(depth), SPAN),
     };
     // Few rows do not pay for a panel that has left the first-level cache when they come.
@@ -68,7 +68,7 @@ fn by_panels(block: &Block<'_, f32>, kernels: &Kernels, [deep, long]: [usize; 2]
             // SAFETY: the machine has AVX2, as it has kernels.
             unsafe {
                 match block.weight.elements {
-                    Elements::Same(elements) | Elements::Single(elements) | Elements::Paired(elements) => {
+                    Elements::Same(elements) | Elements::Widened(elements) | Elements::PairBits(elements) => {
                         lay_out(elements, block, terms.clone(), columns.clone(), panel);
                     }
                     Elements::Brain(elements) => lay_out(elements, block, terms.clone(), columns.clone(), panel),
@@ -113,44 +113,50 @@ impl Part<'_> {
 
     #[target_feature(enable = "avx2")]
     fn multiply(&self, rows: Range<usize>) {
-        let Self { block, kernels, terms, deep, columns, panel } = self;
-        assert!(terms.len() * WIDE <= panel.len() * LANES && terms.end <= block.weight.depth);
-        let (begins, ends) = (terms.start == 0, terms.end == block.weight.depth);
-        let direct = begins && terms.len() <= *deep && columns.len().is_multiple_of(LANES) && block.adds_nothing();
+        assert!(self.terms.len() * WIDE <= self.panel.len() * LANES && self.terms.end <= self.block.weight.depth);
         // Sums are added up in the first-level cache: the result is far away.
         let mut sums: Sums = [[0.0; WIDE]; TALL];
         for first in rows.clone().step_by(TALL) {
-            let rows = first..rows.end.min(first + TALL);
-            let kernel = kernels[rows.len() - 1][columns.len().div_ceil(LANES) - 1];
-            let x = block.x.part([first, terms.start], [rows.len(), terms.len()]).as_ptr();
-            let strides = |to: usize| [block.x.1, block.x.2, to];
-            if direct {
-                let (out, distance) = block.place(rows, columns.clone());
-                // SAFETY: `x` holds as many rows as the kernel reads, each up to the last of the terms; the panel was checked;
-                // the place is as large as the kernel's tile.
-                unsafe { kernel(x, panel.as_ptr().cast(), terms.len(), out, strides(distance), false) };
-                continue;
-            }
-            fetch(block.place(rows.clone(), columns.clone()), rows.len());
-            if !begins {
-                rows.clone().zip(&mut sums).for_each(|(row, sums)| block.get(row, columns.clone(), sums));
-            }
-            for from in (0..terms.len()).step_by(*deep) {
-                let (count, more) = ((*deep).min(terms.len() - from), from > 0 || !begins);
-                // SAFETY: as above, with a place that no tile is larger than; the first terms wrote it where it is added to.
-                unsafe {
-                    let (x, panel) = (x.add(from * block.x.2), panel.as_ptr().cast::<f32>().add(from * WIDE));
-                    kernel(x, panel, count, sums.as_mut_ptr().cast(), strides(WIDE), more);
-                }
-                if !more {
-                    sums.iter_mut().take(rows.len()).for_each(|sums| block.add_bias(columns.clone(), sums));
-                }
-            }
-            if ends {
-                rows.clone().zip(&mut sums).for_each(|(row, sums)| block.add_residual(row, columns.clone(), sums));
-            }
-            rows.zip(&sums).for_each(|(row, sums)| block.put(row, columns.clone(), sums));
+            self.tile(first..rows.end.min(first + TALL), &mut sums);
         }
+    }
+
+    /// As many rows as a tile has; `sums` are used where the result is not written at once. The panel was checked.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn tile(&self, rows: Range<usize>, sums: &mut Sums) {
+        let Self { block, terms, deep, columns, .. } = self;
+        let (begins, ends) = (terms.start == 0, terms.end == block.weight.depth);
+        let kernel = self.kernels[rows.len() - 1][columns.len().div_ceil(LANES) - 1];
+        let x = block.x.part([rows.start, terms.start], [rows.len(), terms.len()]).as_ptr();
+        let panel = self.panel.as_ptr().cast::<f32>();
+        let strides = |to: usize| [block.x.1, block.x.2, to];
+        if begins && terms.len() <= *deep && columns.len().is_multiple_of(LANES) && block.adds_nothing() {
+            let (out, distance) = block.place(rows, columns.clone());
+            // SAFETY: `x` holds as many rows as the kernel reads, each up to the last of the terms; so does the panel; the place
+            // is as large as the kernel's tile.
+            unsafe { kernel(x, panel, terms.len(), out, strides(distance), false) };
+            return;
+        }
+        fetch(block.place(rows.clone(), columns.clone()), rows.len());
+        if !begins {
+            rows.clone().zip(&mut *sums).for_each(|(row, sums)| block.get(row, columns.clone(), sums));
+        }
+        for from in (0..terms.len()).step_by(*deep) {
+            let (count, more) = ((*deep).min(terms.len() - from), from > 0 || !begins);
+            // SAFETY: as above, with a place that no tile is larger than; the first terms wrote it where it is added to.
+            unsafe {
+                let (x, panel) = (x.add(from * block.x.2), panel.add(from * WIDE));
+                kernel(x, panel, count, sums.as_mut_ptr().cast(), strides(WIDE), more);
+            }
+            if !more {
+                sums.iter_mut().take(rows.len()).for_each(|sums| block.add_bias(columns.clone(), sums));
+            }
+        }
+        if ends {
+            rows.clone().zip(&mut *sums).for_each(|(row, sums)| block.add_residual(row, columns.clone(), sums));
+        }
+        rows.zip(sums).for_each(|(row, sums)| block.put(row, columns.clone(), sums));
     }
 }
 

@@ -25,33 +25,6 @@ pub(crate) enum Terms {
     Across(usize),
 }
 
-/// Factors as they are multiplied.
-#[derive(Clone, Copy)]
-pub(crate) enum Rounded {
-    /// Numbers of f32, rounded or not.
-    Exact,
-    /// Numbers of bf16 in the bits of f32, multiplied one by one with the sums that pairs have.
-    Single,
-    /// Two terms in the bits of an f32.
-    Paired,
-}
-
-impl Rounded {
-    /// Terms of an element.
-    pub(crate) fn terms(self) -> usize {
-        if matches!(self, Self::Paired) { 2 } else { 1 }
-    }
-
-    /// Such factors as elements of a weight.
-    pub(crate) fn elements(self, factors: &[f32]) -> Elements<'_, f32> {
-        match self {
-            Self::Exact => Elements::Same(factors),
-            Self::Single => Elements::Single(factors),
-            Self::Paired => Elements::Paired(factors),
-        }
-    }
-}
-
 thread_local! {
     /// Rounded factors of the product at hand.
     static FACTORS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
@@ -77,38 +50,32 @@ impl Precision {
         }
     }
 
-    /// How factors are multiplied, where `depth` terms make a sum.
-    fn multiplied(self, depth: usize) -> Rounded {
-        match self {
-            Self::Bf16 if depth.is_multiple_of(2) && brain::multiplies_pairs() => Rounded::Paired,
-            Self::Bf16 => Rounded::Single,
-            Self::F32 | Self::Tf32 => Rounded::Exact,
-        }
-    }
-
-    /// `then` of both factors of a product of `depth` terms, as they are multiplied.
+    /// `then` of both factors of a product of `depth` terms as they are multiplied, the second as a weight's elements.
     pub(crate) fn rounded<R>(
         self,
         factors: [(&[f32], Terms); 2],
         depth: usize,
-        then: impl FnOnce([&[f32]; 2], Rounded) -> R,
+        then: impl FnOnce(&[f32], Elements<'_, f32>) -> R,
     ) -> R {
+        let [(a, _), (b, _)] = factors;
         if self == Self::F32 {
-            return then(factors.map(|(factor, _)| factor), Rounded::Exact);
+            return then(a, Elements::Same(b));
         }
-        let how = self.multiplied(depth);
+        let pairs = self == Self::Bf16 && depth.is_multiple_of(2) && brain::multiplies_pairs();
+        let len = |factor: &[f32]| if pairs { factor.len() / 2 } else { factor.len() };
         FACTORS.with_borrow_mut(|room| {
             for (to, (from, terms)) in room.iter_mut().zip(factors) {
-                let len = from.len() / how.terms();
-                to.resize(len.max(to.len()), 0.0);
-                match how {
-                    Rounded::Paired => brain::pair(from, terms, &mut to[..len]),
-                    _ => round::<f32>(from, &mut to[..len], self.dropped()),
-                }
+                to.resize(len(from).max(to.len()), 0.0);
+                let to = &mut to[..len(from)];
+                if pairs { brain::pair(from, terms, to) } else { round::<f32>(from, to, self.dropped()) }
             }
-            let [(a, _), (b, _)] = factors;
             let [x, y] = room;
-            then([&x[..a.len() / how.terms()], &y[..b.len() / how.terms()]], how)
+            let (x, y) = (&x[..len(a)], &y[..len(b)]);
+            match self {
+                Self::Bf16 if pairs => then(x, Elements::PairBits(y)),
+                Self::Bf16 => then(x, Elements::Widened(y)),
+                Self::F32 | Self::Tf32 => then(x, Elements::Same(y)),
+            }
         })
     }
 }
@@ -164,7 +131,8 @@ mod tests {
     fn factors_are_those_of_this_product_alone() {
         for len in [5, 3, 9] {
             let a: Vec<f32> = (0..len).map(|i| 1.0 + i as f32 / 4096.0).collect();
-            Precision::Tf32.rounded([(&a, Terms::Along), (&a[1..], Terms::Along)], 1, |[x, y], _| {
+            Precision::Tf32.rounded([(&a, Terms::Along), (&a[1..], Terms::Along)], 1, |x, y| {
+                let Elements::Same(y) = y else { panic!("not numbers of f32") };
                 assert_eq!(x.len(), len);
                 assert_eq!(&x[1..], y);
                 assert!(x.iter().zip(&a).all(|(x, a)| *x == Precision::Tf32.nearest(*a)));
@@ -185,23 +153,23 @@ mod tests {
             let (x, w) = (numbers(1, rows * depth), numbers(2, depth * columns));
             for (order, of_w) in [(Order::ByTerm, Terms::Across(columns)), (Order::ByColumn, Terms::Along)] {
                 for of_x in [Terms::Along, Terms::Across(rows)] {
-                    let product = |x: &[f32], w: &[f32], how: Rounded| {
-                        let depth = depth / how.terms();
+                    let product = |x: &[f32], elements: Elements<'_, f32>| {
+                        let depth = depth / elements.terms();
                         let x = match of_x {
                             Terms::Along => Left(x, depth, 1),
                             Terms::Across(_) => Left(x, 1, rows),
                         };
                         let mut out = vec![f32::NAN; rows * columns];
-                        let weight = Weight { elements: how.elements(w), depth, columns, order };
-                        weight::alone(x, rows, weight, &mut out);
+                        weight::alone(x, rows, Weight { elements, depth, columns, order }, &mut out);
                         out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
                     };
-                    let paired = Precision::Bf16.rounded([(&x, of_x), (&w, of_w)], depth, |[x, w], how| {
-                        assert!(matches!(how, Rounded::Paired));
-                        product(x, w, how)
+                    let paired = Precision::Bf16.rounded([(&x, of_x), (&w, of_w)], depth, |x, w| {
+                        assert!(matches!(w, Elements::PairBits(_)));
+                        product(x, w)
                     });
                     let near = |x: &[f32]| x.iter().map(|x| Precision::Bf16.nearest(*x)).collect::<Vec<_>>();
-                    assert_eq!(paired, product(&near(&x), &near(&w), Rounded::Single), "{rows} × {depth} × {columns}");
+                    let single = product(&near(&x), Elements::Widened(&near(&w)));
+                    assert_eq!(paired, single, "{rows} × {depth} × {columns}");
                 }
             }
         }

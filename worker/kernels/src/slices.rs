@@ -98,9 +98,9 @@ impl Products {
             Order::ByTerm => Terms::Across(outputs),
             Order::ByColumn => Terms::Along,
         };
-        self.precision.rounded([(x, Terms::Along), (weight, of_weight)], inputs, |[x, weight], how| {
-            let depth = inputs / how.terms();
-            let weight = Weight { elements: how.elements(weight), depth, columns: outputs, order };
+        self.precision.rounded([(x, Terms::Along), (weight, of_weight)], inputs, |x, elements| {
+            let depth = inputs / elements.terms();
+            let weight = Weight { elements, depth, columns: outputs, order };
             for (i, (out, x)) in out.chunks_mut(rows * outputs).zip(x.chunks(rows * depth)).enumerate() {
                 let from = i * rows * outputs;
                 weight::alone(Left(x, depth, 1), x.len() / depth, weight, out);
@@ -114,9 +114,8 @@ impl Products {
         let (rows, depth) = (out.len() / columns, b.len() / columns);
         assert!(rows * columns == out.len() && depth * columns == b.len() && depth * rows == a.len());
         let factors = [(a, Terms::Across(rows)), (b, Terms::Across(columns))];
-        self.precision.rounded(factors, depth, |[a, b], how| {
-            let (elements, depth) = (how.elements(b), depth / how.terms());
-            let b = Weight { elements, depth, columns, order: Order::ByTerm };
+        self.precision.rounded(factors, depth, |a, elements| {
+            let b = Weight { elements, depth: depth / elements.terms(), columns, order: Order::ByTerm };
             weight::alone(Left(a, 1, rows), rows, b, out);
         });
     }

@@ -37,12 +37,22 @@ impl Brain {
 pub enum Elements<'a, T> {
     Same(&'a [T]),
     Brain(&'a [Brain]),
-    /// Numbers of bf16 as well, widened.
-    Single(&'a [T]),
+    /// Numbers of bf16 as well, in elements of T.
+    Widened(&'a [T]),
     /// Two terms each, beside an `x` of which each element is two as well: only where [`crate::brain::multiplies_pairs`].
     Pairs(&'a [[Brain; 2]]),
     /// The same in the bits of an f32, the first in its upper half.
-    Paired(&'a [T]),
+    PairBits(&'a [T]),
+}
+
+impl<T> Elements<'_, T> {
+    /// Terms of each.
+    pub fn terms(&self) -> usize {
+        match self {
+            Self::Same(_) | Self::Brain(_) | Self::Widened(_) => 1,
+            Self::Pairs(_) | Self::PairBits(_) => 2,
+        }
+    }
 }
 
 /// How the elements of a weight follow each other.
@@ -107,7 +117,7 @@ pub struct Block<'a, T> {
 pub fn product<T: Float>(x: &[T], weight: Weight<'_, T>, added: Added<'_, T>) -> Vec<T> {
     let rows = x.len() / weight.depth;
     let held = match weight.elements {
-        Elements::Same(elements) | Elements::Single(elements) | Elements::Paired(elements) => elements.len(),
+        Elements::Same(elements) | Elements::Widened(elements) | Elements::PairBits(elements) => elements.len(),
         Elements::Brain(elements) => elements.len(),
         Elements::Pairs(elements) => elements.len(),
     };
@@ -156,7 +166,7 @@ impl<'a, T: Float> Block<'a, T> {
             return;
         }
         match self.weight.elements {
-            Elements::Same(elements) | Elements::Single(elements) => {
+            Elements::Same(elements) | Elements::Widened(elements) => {
                 self.general(elements, self.weight, self.columns.start);
             }
             Elements::Brain(elements) => {
@@ -175,7 +185,7 @@ impl<'a, T: Float> Block<'a, T> {
                 };
                 self.general(&widened, weight, 0);
             }
-            Elements::Pairs(_) | Elements::Paired(_) => unreachable!("pairs are multiplied by panels"),
+            Elements::Pairs(_) | Elements::PairBits(_) => unreachable!("pairs are multiplied by panels"),
         }
     }
 

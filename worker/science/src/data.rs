@@ -115,16 +115,21 @@ impl Sequences {
         Tensor::from_vec(out, (self.len(), 2 * self.data.examples as usize, channels), device)
     }
 
-    /// The same as plain numbers. Channels that no token uses are left as they are.
+    /// The same as plain numbers, or without the last token of each sequence where `out` has room for no more. Channels that no
+    /// token uses are left as they are.
     pub fn write_tokens(&self, out: &mut [f32]) {
         let (dim, channels) = (self.data.dim as usize, self.data.channels() as usize);
         let y_channel = match self.data.y_channel {
             YChannel::Shared => 0,
             YChannel::Own => dim,
         };
-        for ((pair, x), y) in out.chunks_mut(2 * channels).zip(self.x.chunks(dim)).zip(&self.y) {
+        let tokens = (out.len() / self.len().max(1)).max(1);
+        let pairs = out.chunks_mut(tokens).flat_map(|sequence| sequence.chunks_mut(2 * channels));
+        for ((pair, x), y) in pairs.zip(self.x.chunks(dim)).zip(&self.y) {
             pair[..dim].copy_from_slice(x);
-            pair[channels + y_channel] = *y;
+            if let Some(second) = pair.get_mut(channels + y_channel) {
+                *second = *y;
+            }
         }
     }
 

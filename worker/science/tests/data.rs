@@ -59,6 +59,17 @@ proptest! {
     }
 
     #[test]
+    fn without_the_last_token_of_each_sequence_the_others_are_as_they_were(data in specs(), count in 0..4u64) {
+        let sequences = generate(&data, STREAM, 0..count, Bases::Drawn);
+        let (tokens, channels) = (2 * data.examples as usize, data.channels() as usize);
+        let all: Vec<f32> = sequences.tokens(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let mut fewer = vec![0.0; count as usize * (tokens - 1) * channels];
+        sequences.write_tokens(&mut fewer);
+        let kept = all.chunks(tokens * channels).flat_map(|sequence| &sequence[..(tokens - 1) * channels]);
+        prop_assert_eq!(fewer, kept.copied().collect::<Vec<_>>());
+    }
+
+    #[test]
     fn weights_live_on_the_basis_and_explain_y_up_to_noise(data in specs()) {
         let s = generate(&data, STREAM, 0..20, Bases::Drawn);
         let (dim, examples) = (data.dim as usize, data.examples as usize);

@@ -31,7 +31,7 @@ pub fn kernels(elements: Elements<'_, f32>) -> Option<&'static Kernels> {
     if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
         return None;
     }
-    if let Elements::Pairs(_) | Elements::Paired(_) = elements {
+    if elements.terms() == 2 {
         assert!(brain::multiplies_pairs());
         return Some(&PAIRS);
     }

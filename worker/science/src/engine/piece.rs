@@ -11,15 +11,14 @@ use taskvec_kernels::{
     slices::{self, Products, Sequences as Shape},
 };
 
-/// Space for n tokens of some sequences, all but the last of each, which nothing follows that could read it; or for the r of
+/// Space for n tokens of some sequences: all but the last of each, which nothing follows that could read it. Or for the r of
 /// them at x positions, where y is predicted.
 pub(super) struct Piece {
     sizes: Sizes,
     /// Which sequences of the batch.
     range: Range<usize>,
     how: How,
-    /// Of whole sequences, (sequences, T, C), and without the last of each, (n, C).
-    written: Vec<f32>,
+    /// (n, C).
     tokens: Vec<f32>,
     blocks: Vec<Space>,
     /// What leaves the last block at x, and its norm: (r, d).
@@ -77,7 +76,6 @@ impl Piece {
         let [stream, narrow, qkv, wide] = [1, 1, 3, 4].map(|times| vec![0.0; times * n * d]);
         Self {
             sizes,
-            written: vec![0.0; range.len() * sizes.positions * sizes.channels],
             range,
             how: How { shape, products: Products { precision } },
             tokens: vec![0.0; n * sizes.channels],
@@ -108,10 +106,7 @@ impl Piece {
     /// Sums of squared errors, of the predictions and of predicting 0. Leaves the gradients of their mean over `targets`
     /// predictions.
     pub fn pass(&mut self, parameters: &Parameters<&[f32]>, batch: &Sequences, targets: usize) -> [f64; 2] {
-        batch.write_tokens(&mut self.written);
-        let [whole, kept] = [self.sizes.positions, self.how.shape.tokens].map(|tokens| tokens * self.sizes.channels);
-        (self.tokens.chunks_exact_mut(kept).zip(self.written.chunks_exact(whole)))
-            .for_each(|(to, from)| to.copy_from_slice(&from[..kept]));
+        batch.write_tokens(&mut self.tokens);
         self.forward(parameters);
         let mut sums = [0.0; 2];
         for (predicted, y) in self.predicted.iter_mut().zip(&batch.y) {

@@ -49,7 +49,10 @@ impl States {
     ) -> Result<(), ScienceError> {
         /// Tokens of a pass below which laying out weights for it costs more than waiting.
         const WORTH_A_PASS: usize = 512;
-        let passes = rayon::current_num_threads().min(PASSES).min(total(prompts) / WORTH_A_PASS).max(1);
+        // A prompt is never cut: so many of the longest may be there at once.
+        let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(0).max(WORTH_A_PASS);
+        let most = PASSES.min(TOKENS_TOGETHER / longest).min(total(prompts) / WORTH_A_PASS);
+        let passes = rayon::current_num_threads().min(most).max(1);
         for some in cuts(prompts, TOKENS.min(TOKENS_TOGETHER / passes), passes).chunks(passes) {
             let pass = |cut: &Range<usize>| {
                 let prompts = &prompts[cut.clone()];

@@ -32,7 +32,8 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// What `out` is given: (N, d) to (N, H·D), or to (tail, H·D) where the pass has a tail. `cache` holds what came before the tokens of this pass, and gets what they add.
+    /// What `out` is given: (N, d) to (N, H·D), or to (tail, H·D) where the pass has a tail. `cache` holds what came before the
+    /// tokens of this pass, and gets what they add.
     pub(crate) fn before_out(
         &self,
         x: &Tensor,

@@ -127,7 +127,8 @@ impl Mamba2 {
         self.input.weight().device()
     }
 
-    /// What `output` is given: (N, d) to (N, inner width). `cache` holds what came before the tokens of this pass, and gets what comes after.
+    /// What `output` is given: (N, d) to (N, inner width). `cache` holds what came before the tokens of this pass, and gets what
+    /// comes after.
     pub(crate) fn before_output(
         &self,
         x: &Tensor,
