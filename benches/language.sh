@@ -11,7 +11,7 @@ fi
 cargo build --release --locked --quiet -p taskvec-science --example language_speed
 venv=${TASKVEC_BENCH_VENV:-target/bench-venv}
 if ! "$venv/bin/python" -c 'import torch, transformers, gguf' 2>/dev/null; then
-    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet 'torch==2.15.*' 'transformers==5.23.*' gguf numpy ||
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet 'torch==2.15.*' 'transformers==5.23.*' accelerate gguf numpy ||
         echo "transformers could not be installed into $venv: its rows are missing below"
 fi
 prompts=$(mktemp /tmp/taskvec-prompts-XXXXXX.json)

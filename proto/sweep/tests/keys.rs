@@ -89,14 +89,14 @@ fn keys_do_not_change_by_accident() {
 
 const GOLDEN: &[&str] = &[
     "baselines 0 a9dc5fe5e29708d2",
-    "train 50 00a6bebb0b1c3548",
-    "icl 0 4a3fc01f30924641",
-    "td 0 9989b4837c7d50fa",
-    "icl 50 16be374a18e034d7",
-    "td 50 cc613586f8f1586f",
-    "train 100 dc6525f601bb49e4",
-    "icl 100 92f3a97fff3eb296",
-    "td 100 72863f7aa0abbb50",
+    "train 50 e150cc09555c5c92",
+    "icl 0 3d15f794f10c8fd4",
+    "td 0 2af54f9294c4da03",
+    "icl 50 6610ff16e7553ac0",
+    "td 50 dc7841f2a031eb62",
+    "train 100 1d95d7c40575d293",
+    "icl 100 e3284181763ec9b2",
+    "td 100 326288ec98ffbbd7",
 ];
 const GOLDEN_SELFTEST: &str = "789c33f7f256d637";
 

@@ -164,19 +164,19 @@ fn keys_do_not_change_by_accident() {
 }
 
 const GOLDEN_EVALUATE: &[&str] = &[
-    "measure cba14f27865bdb05",
-    "measure e645cae1f7c88ccb",
-    "measure 625e647ddb70d3e8",
-    "interventions e8c3d4b5e3c92a7c",
+    "measure 5327093de9fc12a7",
+    "measure d034a05d548dd6f1",
+    "measure c0160f89446f0962",
+    "interventions 1c6d8c9903547d7b",
 ];
 const GOLDEN_FINETUNE: &[&str] = &[
-    "finetune 58c2b256eb94eb74",
-    "measure d5f2d167efd772de",
-    "measure a39c1189d122068a",
-    "measure fe233a8de6084cac",
-    "measure 4c6ad26aa8808925",
-    "finetune 784a8f5d43b05ec7",
-    "measure 4b18bf547720267b",
-    "measure 707323d9099fb6d9",
-    "interventions 387b5825ccc0dcba",
+    "finetune 6e7beb0c7a87038d",
+    "measure de4086be11a541a3",
+    "measure 590301ff4a974065",
+    "measure 72d6bc885ad4bf12",
+    "measure 0ae957f9c00fcdf1",
+    "finetune 3f707c4e9f1615cf",
+    "measure d1f1e8e3247ec4bb",
+    "measure 57bca98198126363",
+    "interventions 6e361a8fadb68beb",
 ];

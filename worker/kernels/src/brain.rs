@@ -3,113 +3,131 @@
 //! The rows are rounded to bf16, to the nearest and to even where two are as near; products of two such numbers are exact in f32.
 //! With AVX-512 BF16 two terms are multiplied at a time, twice as many as in f32. Without it the rounded numbers are
 //! multiplied in f32, in the same order and with the same bytes for a result (numbers below 2⁻¹²⁶ aside, which the
-//! instruction takes for 0).
+//! instruction takes for 0). With AMX sixteen times as many are, in an order of its own.
 
 use crate::{
-    buffer::{filled, unread},
-    dispatch::dispatch,
-    par,
-    precision::Terms,
-    weight::{self, Added, Brain, Elements, Order, Weight},
+    rounding,
+    weight::{self, Added, Brain, Elements, Left, Order, Weight},
 };
-use std::mem::MaybeUninit;
+use std::borrow::Cow;
 
-/// Elements that are rounded at a time.
-const CHUNK: usize = 1 << 14;
+/// What a weight in bf16 is multiplied with.
+#[derive(Clone, Copy)]
+pub enum Factor<'a> {
+    /// Is rounded.
+    Wide(&'a [f32]),
+    Rounded(&'a [Brain]),
+}
 
-/// `x·W` and what is `added`, for `x` of rows of `weight.depth`, which are rounded.
-pub fn product(x: &[f32], weight: Weight<'_, f32>, added: Added<'_, f32>) -> Vec<f32> {
-    match paired(weight) {
-        Some(paired) => weight::product(&rounded_pairs(x), paired, added),
-        None => weight::product(&rounded(x), weight, added),
+impl Factor<'_> {
+    pub fn len(self) -> usize {
+        match self {
+            Self::Wide(x) => x.len(),
+            Self::Rounded(x) => x.len(),
+        }
     }
 }
 
+/// `x·W` and what is `added`, for `x` of rows of `weight.depth`.
+pub fn product(x: Factor<'_>, weight: Weight<'_, f32>, added: Added<'_, f32>) -> Vec<f32> {
+    let rows = x.len() / weight.depth;
+    let Some((pairs, weight)) = paired(weight) else {
+        let x = match x {
+            Factor::Wide(x) => rounding::rounded(x),
+            Factor::Rounded(x) => rounding::widened(x),
+        };
+        return weight::product(Left(&x, weight.depth, 1), rows, weight, added);
+    };
+    let depth = 2 * weight.depth;
+    let x = pairs.rows(x, depth);
+    weight::product(Left(&x, pairs.room(depth), 1), rows, weight, added)
+}
+
 /// The weight as pairs of terms, where the machine multiplies such.
-fn paired(weight: Weight<'_, f32>) -> Option<Weight<'_, f32>> {
+fn paired(weight: Weight<'_, f32>) -> Option<(Pairs, Weight<'_, f32>)> {
     match weight.elements {
-        Elements::Brain(brains)
-            if multiplies_pairs() && weight.order == Order::ByColumn && weight.depth.is_multiple_of(2) =>
-        {
-            let (pairs, _) = brains.as_chunks();
-            Some(Weight { elements: Elements::Pairs(pairs), depth: weight.depth / 2, ..weight })
+        Elements::Brain(brains) if weight.order == Order::ByColumn && weight.depth.is_multiple_of(2) => {
+            let (elements, _) = brains.as_chunks();
+            Some((pairs()?, Weight { elements: Elements::Pairs(elements), depth: weight.depth / 2, ..weight }))
         }
         _ => None,
     }
 }
 
-/// Has the machine AVX-512 BF16?
-pub fn multiplies_pairs() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+/// What multiplies pairs of bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// AMX.
+    Tiles,
+    /// AVX-512 BF16.
+    Vectors,
 }
 
-/// Every number as the nearest of bf16.
-fn rounded(x: &[f32]) -> Vec<f32> {
-    let fill = |out: &mut [MaybeUninit<f32>]| {
-        par::each(x.len(), out.chunks_mut(CHUNK).zip(x.chunks(CHUNK)), |(out, x)| round::<f32>(x, out));
-    };
-    // SAFETY: chunks of as many elements; `round` writes all of each.
-    unsafe { filled(x.len(), fill).0 }
-}
+impl Pairs {
+    /// Pairs that an `x` of so many terms has in each row, those behind its own being zeros.
+    pub fn room(self, depth: usize) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles => (depth / 2).next_multiple_of(crate::panel::amx::PAIRS),
+            _ => depth / 2,
+        }
+    }
 
-/// The same, two in the bits of one f32: the first in the upper half, which the instruction adds up first.
-fn rounded_pairs(x: &[f32]) -> Vec<f32> {
-    let (pairs, _) = x.as_chunks::<2>();
-    let fill = |out: &mut [MaybeUninit<f32>]| {
-        par::each(x.len(), out.chunks_mut(CHUNK).zip(pairs.chunks(CHUNK)), |(out, x)| round_pairs::<f32>(x, out));
-    };
-    // SAFETY: chunks of as many elements; `round_pairs` writes all of each.
-    unsafe { filled(pairs.len(), fill).0 }
-}
-
-dispatch! {
-    #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
-    fn round<T: Float, M: Isa>(x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, x) in out.iter_mut().zip(x) {
-            out.write(Brain::nearest(*x).value());
+    /// Rows of `depth` terms in pairs, with that room: a copy, unless they lie so in memory.
+    pub fn rows(self, x: Factor<'_>, depth: usize) -> Cow<'_, [f32]> {
+        let distance = self.room(depth);
+        match x {
+            Factor::Wide(x) => rounding::pairs(x, depth, distance, self).into(),
+            Factor::Rounded(x) => match rounding::as_pairs(x) {
+                Some(x) if self == Self::Tiles && 2 * distance == depth => x.into(),
+                _ => rounding::pairs(x, depth, distance, self).into(),
+            },
         }
     }
 }
 
-/// Pairs of the terms of an even number: `x` (n, terms) along, or (terms, n) across, to half as many elements.
-pub fn pair(x: &[f32], terms: Terms, out: &mut [f32]) {
-    let out = unread(out);
-    match terms {
-        Terms::Along => round_pairs::<f32>(x.as_chunks().0, out),
-        Terms::Across(columns) => {
-            for (out, two) in out.chunks_exact_mut(columns).zip(x.chunks_exact(2 * columns)) {
-                let (first, second) = two.split_at(columns);
-                round_rows::<f32>(first, second, out);
+/// The fastest that the machine has. Where Intel's processors have no AMX, multiplying in f32 is faster than
+/// AVX-512 BF16, and gives the same bytes.
+pub fn pairs() -> Option<Pairs> {
+    #[cfg(target_arch = "x86_64")]
+    if crate::panel::amx::ready() {
+        return Some(Pairs::Tiles);
+    } else if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") && !by_intel() {
+        return Some(Pairs::Vectors);
+    }
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+fn by_intel() -> bool {
+    let name = std::arch::x86_64::__cpuid(0);
+    [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
+/// Products as AMX sums them up, one by one: `x` (rows, depth) and `weight` (columns, depth) of numbers of bf16.
+#[cfg(test)]
+pub fn in_blocks(x: &[f32], weight: &[f32], depth: usize, added: Added<'_, f32>) -> Vec<f32> {
+    const TERMS: usize = 32;
+    /// After which a bias is added.
+    const FIRST: usize = 3072;
+    let columns = weight.len() / depth;
+    let sum = |i: usize| {
+        let (x, weight) = (&x[i / columns * depth..][..depth], &weight[i % columns * depth..][..depth]);
+        let mut sum = 0.0;
+        for (block, (x, weight)) in x.chunks(TERMS).zip(weight.chunks(TERMS)).enumerate() {
+            let mut halves = [0.0; 2];
+            // Such products are exact, so that one rounding is as two.
+            x.iter().zip(weight).enumerate().for_each(|(i, (x, weight))| halves[i % 2] += x * weight);
+            sum += halves[0] + halves[1];
+            if let Added::Bias(bias) = added
+                && (block + 1) * TERMS == FIRST.min(depth.next_multiple_of(TERMS))
+            {
+                sum += bias[i % columns];
             }
         }
-    }
-}
-
-/// Two numbers of bf16 in the bits of an f32, the first in its upper half.
-#[inline(always)]
-fn both(first: f32, second: f32) -> f32 {
-    f32::from_bits(Brain::nearest(first).value().to_bits() | u32::from(Brain::nearest(second).0))
-}
-
-dispatch! {
-    #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
-    fn round_pairs<T: Float, M: Isa>(x: &[[f32; 2]], out: &mut [MaybeUninit<f32>]) {
-        for (out, [first, second]) in out.iter_mut().zip(x) {
-            out.write(both(*first, *second));
-        }
-    }
-}
-
-dispatch! {
-    #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
-    fn round_rows<T: Float, M: Isa>(first: &[f32], second: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, (first, second)) in out.iter_mut().zip(first.iter().zip(second)) {
-            out.write(both(*first, *second));
-        }
-    }
+        if let Added::Residual(residual) = added { sum + residual[i] } else { sum }
+    };
+    (0..x.len() / depth * columns).map(sum).collect()
 }
 
 #[cfg(test)]
@@ -144,21 +162,53 @@ mod tests {
     /// Any number of rows and columns, and depths that are one sum, several, and more than a panel holds.
     #[test]
     fn pairs_give_the_bytes_that_single_terms_give() {
-        if !multiplies_pairs() {
-            eprintln!("\nSKIPPED: this processor has no AVX-512 BF16\n");
+        let Some(pairs) = pairs() else {
+            eprintln!("\nSKIPPED: this processor has neither AMX nor AVX-512 BF16\n");
             return;
-        }
-        for (rows, depth, columns) in [(1, 2, 1), (3, 6, 50), (8, 576, 96), (17, 1034, 49), (9, 7000, 5), (2, 4096, 48)]
-        {
+        };
+        let shapes = [
+            (1, 2, 1),
+            (3, 6, 50),
+            (8, 576, 96),
+            (17, 1034, 49),
+            (9, 7000, 5),
+            (2, 4096, 48),
+            (70, 64, 97),
+            (48, 96, 32),
+        ];
+        for (rows, depth, columns) in shapes {
             let x = numbers(1, rows * depth);
             let brains: Vec<Brain> = numbers(2, columns * depth).into_iter().map(Brain::nearest).collect();
             let weight = Weight { elements: Elements::Brain(&brains), depth, columns, order: Order::ByColumn };
             let residual = numbers(3, rows * columns);
             for added in [Added::Nothing, Added::Bias(&residual[..columns]), Added::Residual(&residual)] {
                 let bits = |out: Vec<f32>| out.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-                let fast = bits(product(&x, weight, added));
-                assert_eq!(fast, bits(weight::product(&rounded(&x), weight, added)), "{rows} × {depth} × {columns}");
+                let fast = bits(product(Factor::Wide(&x), weight, added));
+                let single = match pairs {
+                    Pairs::Vectors => weight::product(Left(&rounding::rounded(&x), depth, 1), rows, weight, added),
+                    Pairs::Tiles => {
+                        let values: Vec<f32> = brains.iter().map(|brain| brain.value()).collect();
+                        in_blocks(&rounding::rounded(&x), &values, depth, added)
+                    }
+                };
+                assert_eq!(fast, bits(single), "{rows} × {depth} × {columns}");
+                let before = rounding::brains(&x);
+                assert_eq!(fast, bits(product(Factor::Rounded(&before), weight, added)), "rounded before");
             }
+        }
+    }
+
+    /// A row's bytes do not depend on those beside it.
+    #[test]
+    fn rows_alone_give_the_bytes_that_they_give_together() {
+        let (rows, depth, columns) = (77, 3200, 50);
+        let x = numbers(1, rows * depth);
+        let brains: Vec<Brain> = numbers(2, columns * depth).into_iter().map(Brain::nearest).collect();
+        let weight = Weight { elements: Elements::Brain(&brains), depth, columns, order: Order::ByColumn };
+        let together = product(Factor::Wide(&x), weight, Added::Nothing);
+        for at_a_time in [1, 5, 16, 30, 32, 33] {
+            let apart = x.chunks(at_a_time * depth).flat_map(|x| product(Factor::Wide(x), weight, Added::Nothing));
+            assert!(apart.eq(together.iter().copied()), "{at_a_time} at a time");
         }
     }
 }

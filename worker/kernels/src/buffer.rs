@@ -3,7 +3,7 @@
 //! Most operations read contiguous tensors. Those of language models also take [`Rows`] that lie apart, such as one
 //! half of a wider matrix, without a copy.
 
-use crate::float::Float;
+use crate::{float::Float, weight::Brain};
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, backend::BackendStorage};
 use std::mem::MaybeUninit;
 
@@ -13,6 +13,25 @@ pub fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> R
         Some((start, end)) => Ok(&T::cpu_storage_as_slice(storage)?[start..end]),
         None => candle_core::bail!("a kernel was given a strided tensor {layout:?}; make it contiguous first"),
     }
+}
+
+/// The elements of a contiguous tensor in bf16 on the CPU.
+pub fn brains<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [Brain]> {
+    let CpuStorage::BF16(data) = storage else {
+        candle_core::bail!("a kernel was given {:?} for bf16", storage.dtype());
+    };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("a kernel was given a strided tensor {layout:?}; make it contiguous first");
+    };
+    let data = &data[start..end];
+    // SAFETY: `half::bf16` is a transparent u16, as `Brain` is.
+    Ok(unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) })
+}
+
+pub fn stored_brains(data: Vec<Brain>) -> CpuStorage {
+    let mut data = std::mem::ManuallyDrop::new(data);
+    // SAFETY: as above; the memory changes its owner.
+    CpuStorage::BF16(unsafe { Vec::from_raw_parts(data.as_mut_ptr().cast(), data.len(), data.capacity()) })
 }
 
 pub fn element_type(storage: &CpuStorage) -> DType {

@@ -1,13 +1,14 @@
 //! The two element types and the elementary functions, branch-free so that loops over them vectorise.
 
 use crate::{
-    brain,
+    brain::{self, Factor},
     dispatch::{Isa, Plain},
     tile::{Operands, Sums},
     transpose::{self, SIDE},
-    weight::{self, Added, Block, Weight},
+    weight::{self, Added, Block, Left, Weight},
 };
 use candle_core::{CpuStorage, Result, WithDType};
+use std::ops::Range;
 
 /// Partial sums kept side by side: one AVX-512 register of f32. Fixed, so that every machine adds in the same order.
 pub const LANES: usize = 16;
@@ -64,9 +65,20 @@ pub trait Float: WithDType {
         false
     }
 
+    /// The same of blocks of one product, one after the other, each then told of (see [`crate::panel::products`]).
+    #[inline(always)]
+    fn all_by_panels<'a>(
+        _: impl Iterator<Item = Block<'a, Self>>,
+        _: &Weight<'a, Self>,
+        _: impl FnMut(Range<usize>),
+    ) -> bool {
+        false
+    }
+
     /// A product with a weight in bf16.
     fn by_brains(x: &[Self], weight: Weight<'_, Self>, added: Added<'_, Self>) -> Vec<Self> {
-        weight::product(x, weight, added)
+        let (x, rows) = Left::of(x, weight.depth);
+        weight::product(x, rows, weight, added)
     }
 
     #[inline(always)]
@@ -91,12 +103,21 @@ impl Float for f32 {
     }
 
     fn by_brains(x: &[Self], weight: Weight<'_, Self>, added: Added<'_, Self>) -> Vec<Self> {
-        brain::product(x, weight, added)
+        brain::product(Factor::Wide(x), weight, added)
     }
 
     #[cfg(target_arch = "x86_64")]
     fn by_panels(block: &Block<'_, Self>) -> bool {
         crate::panel::product(block)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn all_by_panels<'a>(
+        blocks: impl Iterator<Item = Block<'a, Self>>,
+        weight: &Weight<'a, Self>,
+        then: impl FnMut(Range<usize>),
+    ) -> bool {
+        crate::panel::products(blocks, weight, then)
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -2,11 +2,13 @@
 
 use crate::{
     Activation,
-    buffer::{Rows, by_dtype, element_type, filled, in_rows, read, read_rows, rows, stored},
+    buffer::{Rows, by_dtype, element_type, elements, filled, in_rows, read, read_rows, rows, stored, stored_brains},
     dispatch::{Isa, dispatch},
     float::{Float, LANES},
     linear_gelu::gelu,
-    par,
+    par::{self, Shared},
+    rounded::without_gradient,
+    weight::Brain,
 };
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
@@ -30,6 +32,40 @@ pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tenso
         );
     }
     in_rows(gate, 1)?.apply_op2(&in_rows(up, 1)?, Gated { activation })
+}
+
+/// The same, rounded to bf16: of f32 only, without a gradient.
+pub(crate) fn gated_rounded(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    without_gradient("gated", &[gate, up])?;
+    gate.apply_op2_no_bwd(up, &GatedRounded(activation))
+}
+
+struct GatedRounded(Activation);
+
+impl CustomOp2 for GatedRounded {
+    fn name(&self) -> &'static str {
+        "gated_rounded"
+    }
+
+    fn cpu_fwd(&self, gate: &CpuStorage, gl: &Layout, up: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (gate, up) = (elements::<f32>(gate, gl)?, elements::<f32>(up, ul)?);
+        assert_eq!(gate.len(), up.len());
+        let fill = |out: &mut [MaybeUninit<Brain>]| {
+            let out = Shared::new(out.as_mut_ptr().cast());
+            let jobs = gate.chunks(PIECE).zip(up.chunks(PIECE)).enumerate();
+            par::each(gate.len(), jobs, |(i, (gate, up))| {
+                // SAFETY: chunks of as many elements, each of one job.
+                let out = unsafe { out.part(i * PIECE, gate.len()) };
+                match self.0 {
+                    Activation::Silu => silu_rounded(gate, up, out),
+                    Activation::GeluTanh => gelu_rounded(gate, up, out),
+                }
+            });
+        };
+        // SAFETY: the chunks are all elements; each is written.
+        let (out, ()) = unsafe { filled(gate.len(), fill) };
+        Ok((stored_brains(out), gl.shape().clone()))
+    }
 }
 
 struct Gated {
@@ -178,6 +214,31 @@ dispatch! {
     fn gelu_times<T: Float, I: Isa>(gate: Rows<'_, T>, up: Rows<'_, T>, start: usize, out: &mut [MaybeUninit<T>]) {
         times(gate, up, start, out, gelu::<T, I>);
     }
+}
+
+macro_rules! rounded {
+    ($name:ident, $activation:ident) => {
+        dispatch! {
+            #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
+            fn $name<T: Float, I: Isa>(gate: &[f32], up: &[f32], out: &mut [Brain]) {
+                for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+                    *out = Brain::nearest($activation::<f32, I>(gate).0 * up);
+                }
+            }
+        }
+    };
+}
+rounded!(silu_rounds, silu);
+rounded!(gelu_rounds, gelu);
+
+/// `silu(gate)·up`, rounded to bf16.
+pub(crate) fn silu_rounded(gate: &[f32], up: &[f32], out: &mut [Brain]) {
+    silu_rounds::<f32>(gate, up, out);
+}
+
+/// `gelu(gate)·up`, rounded to bf16.
+pub(crate) fn gelu_rounded(gate: &[f32], up: &[f32], out: &mut [Brain]) {
+    gelu_rounds::<f32>(gate, up, out);
 }
 
 dispatch! {

@@ -17,7 +17,8 @@
 //! - language models, of rows of any length one after the other, (N, …) (see [`Span`]): [`linear_t`](linear_t()) with
 //!   weights also in bf16, [`linear_t_residual`], [`rms_norm`](rms_norm()), [`rotate`](rotate()), [`gated`](gated()),
 //!   [`attend`](attend()), [`cross_entropy`](cross_entropy()). These take rows that lie apart (a part of a wider matrix)
-//!   without a copy, but for `linear_t`, which copies them.
+//!   without a copy, but for `linear_t`, which copies them. Where no gradient is wanted, what products with weights in bf16 read
+//!   may be made in bf16: [`rms_norm_rounded`], [`gated_linear`](gated_linear()), [`rounded`](rounded()).
 //!
 //! This is the only crate of the workspace that may use `unsafe`.
 
@@ -33,6 +34,7 @@ pub mod cuda;
 mod dispatch;
 mod float;
 mod gated;
+mod gated_linear;
 mod language;
 mod layer_norm;
 mod linear;
@@ -49,6 +51,8 @@ mod product;
 pub mod reference;
 mod rms_norm;
 mod rotate;
+mod rounded;
+mod rounding;
 pub mod slices;
 mod sum;
 mod tile;
@@ -58,8 +62,10 @@ mod weight;
 pub use adam::Adam;
 pub use attend::attend;
 pub use attention::causal_attention;
+pub use brain::{Pairs, pairs as bf16_pairs};
 pub use cross_entropy::cross_entropy;
 pub use gated::gated;
+pub use gated_linear::gated_linear;
 pub use language::{Activation, Attend, Rotary, Span};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
@@ -68,6 +74,7 @@ pub use linear_residual::linear_residual;
 pub use linear_t::{linear_t, linear_t_residual};
 pub use mse::mse_at;
 pub use precision::Precision;
-pub use rms_norm::rms_norm;
+pub use rms_norm::{rms_norm, rms_norm_rounded};
 pub use rotate::rotate;
+pub use rounded::rounded;
 pub use sum::sum_of_squares;

@@ -1,19 +1,21 @@
 //! `x·Wᵀ` with weights as language models store them.
 
 use crate::{
-    buffer::{by_dtype, element_type, elements, read, stored},
+    brain::{self, Factor},
+    buffer::{brains, by_dtype, element_type, elements, read, stored},
     float::Float,
     linear::{Gradients, column_sums, sum_partials},
     linear_residual::BiasAdded,
     par, product,
-    weight::{self, Added, Brain, Elements, Order, Weight},
+    weight::{self, Added, Elements, Left, Order, Weight},
 };
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
 /// `x·Wᵀ + b`: `x` (…, inputs), `weight` (outputs, inputs) as in `nn.Linear`, `bias` (outputs); gives (…, outputs).
 ///
 /// Beside a weight in bf16 an `x` in f32 is rounded to bf16, to the nearest, and sums are f32; one in f64 is multiplied with
-/// the weight's exact values, and so are gradients. Such a weight gets none.
+/// the weight's exact values, and so are gradients. Such a weight gets none. An `x` that was rounded before ([`rounded`](crate::rounded())) gives
+/// the same, in f32, and gets no gradient.
 ///
 /// # Errors
 /// Shapes that do not fit; other types.
@@ -21,6 +23,10 @@ pub fn linear_t(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Te
     check("linear_t", x, weight, bias)?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
+        None if x.dtype() == DType::BF16 => x.apply_op2_no_bwd(&weight, &LinearT(Third::None)),
+        Some(bias) if x.dtype() == DType::BF16 => {
+            x.apply_op3_no_bwd(&weight, &bias.contiguous()?, &LinearT(Third::Bias))
+        }
         None => x.apply_op2(&weight, LinearT(Third::None)),
         Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, LinearT(Third::Bias)),
     }
@@ -35,7 +41,7 @@ pub fn linear_t_residual(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, res
     let (lead, last) = (x.rank() - 1, weight.dim(0)?);
     let fits =
         residual.rank() == x.rank() && residual.dims()[..lead] == x.dims()[..lead] && residual.dims()[lead] == last;
-    if !fits || residual.dtype() != x.dtype() {
+    if !fits || residual.dtype() != of_result(x) {
         candle_core::bail!(
             "linear_t_residual: residual {:?} {:?} does not fit x {:?} {:?} and {last} outputs",
             residual.dims(),
@@ -49,7 +55,13 @@ pub fn linear_t_residual(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, res
         None => residual,
         Some(bias) => residual.apply_op2(&bias.contiguous()?, BiasAdded)?,
     };
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &base, LinearT(Third::Residual))
+    let (x, weight, op) = (x.contiguous()?, weight.contiguous()?, LinearT(Third::Residual));
+    if x.dtype() == DType::BF16 { x.apply_op3_no_bwd(&weight, &base, &op) } else { x.apply_op3(&weight, &base, op) }
+}
+
+/// The type of a product with `x`.
+fn of_result(x: &Tensor) -> DType {
+    if x.dtype() == DType::BF16 { DType::F32 } else { x.dtype() }
 }
 
 fn check(op: &str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
@@ -63,8 +75,8 @@ fn check(op: &str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result
             bias.map(Tensor::dims)
         );
     }
-    let bias_type = bias.map_or(x.dtype(), Tensor::dtype);
-    if (weight.dtype() != x.dtype() && weight.dtype() != DType::BF16) || bias_type != x.dtype() {
+    let bias_type = bias.map_or(of_result(x), Tensor::dtype);
+    if (weight.dtype() != x.dtype() && weight.dtype() != DType::BF16) || bias_type != of_result(x) {
         candle_core::bail!(
             "{op}: weight must be of x's type ({:?}) or bf16, and bias of x's type, not {:?} and {bias_type:?}",
             x.dtype(),
@@ -92,22 +104,35 @@ impl LinearT {
         (weight, weight_layout): (&CpuStorage, &Layout),
         third: Option<(&CpuStorage, &Layout)>,
     ) -> Result<(CpuStorage, Shape)> {
+        let mut dims = x_layout.dims().to_vec();
+        dims.pop();
+        dims.push(weight_layout.dims()[0]);
+        if let CpuStorage::BF16(_) = x {
+            let weight = weights::<f32>(weight, weight_layout, Order::ByColumn)?;
+            let added = self.added(third)?;
+            let out = brain::product(Factor::Rounded(brains(x, x_layout)?), weight, added);
+            return Ok((stored(out), dims.into()));
+        }
         by_dtype!(element_type(x), Self::NAME, T => {
             let weight = weights::<T>(weight, weight_layout, Order::ByColumn)?;
-            let third = third.map(|(third, layout)| elements::<T>(third, layout)).transpose()?.unwrap_or_default();
-            let added = match self.0 {
-                Third::None => Added::Nothing,
-                Third::Bias => Added::Bias(third),
-                Third::Residual => Added::Residual(third),
-            };
+            let added = self.added(third)?;
             let out = match weight.elements {
                 Elements::Brain(_) => T::by_brains(elements(x, x_layout)?, weight, added),
-                _ => weight::product(elements(x, x_layout)?, weight, added),
+                _ => {
+                    let (x, rows) = Left::of(elements(x, x_layout)?, weight.depth);
+                    weight::product(x, rows, weight, added)
+                }
             };
-            let mut dims = x_layout.dims().to_vec();
-            dims.pop();
-            dims.push(weight.columns);
             Ok((stored(out), dims.into()))
+        })
+    }
+
+    fn added<'a, T: Float>(&self, third: Option<(&'a CpuStorage, &Layout)>) -> Result<Added<'a, T>> {
+        let third = third.map(|(third, layout)| elements::<T>(third, layout)).transpose()?.unwrap_or_default();
+        Ok(match self.0 {
+            Third::None => Added::Nothing,
+            Third::Bias => Added::Bias(third),
+            Third::Residual => Added::Residual(third),
         })
     }
 }
@@ -157,17 +182,10 @@ impl CustomOp3 for LinearT {
 }
 
 /// The elements of a weight, as one of T or of bf16.
-fn weights<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout, order: Order) -> Result<Weight<'a, T>> {
+pub(crate) fn weights<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout, order: Order) -> Result<Weight<'a, T>> {
     let (outputs, inputs) = layout.shape().dims2()?;
     let elements = match storage {
-        CpuStorage::BF16(data) => {
-            let Some((start, end)) = layout.contiguous_offsets() else {
-                candle_core::bail!("a kernel was given a strided weight {layout:?}; make it contiguous first");
-            };
-            let data = &data[start..end];
-            // SAFETY: `half::bf16` is a transparent u16, as `Brain` is.
-            Elements::Brain(unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<Brain>(), data.len()) })
-        }
+        CpuStorage::BF16(_) => Elements::Brain(brains(storage, layout)?),
         _ => Elements::Same(elements(storage, layout)?),
     };
     let (depth, columns) = match order {
@@ -192,7 +210,8 @@ fn product_backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Optio
             let candle_core::Storage::Cpu(storage) = &*guard else {
                 candle_core::bail!("linear_t: this kernel runs on the CPU only")
             };
-            let dx = weight::product(grad, weights::<T>(storage, layout, Order::ByTerm)?, Added::Nothing);
+            let (grad, rows) = Left::of(grad, outputs);
+            let dx = weight::product(grad, rows, weights::<T>(storage, layout, Order::ByTerm)?, Added::Nothing);
             Some(Tensor::from_vec(dx, shape, device)?)
         } else {
             None

@@ -1,6 +1,12 @@
 //! How many bits the factors of a product have.
 
-use crate::{brain, dispatch::dispatch, weight::Elements};
+use crate::{
+    brain::{self, Pairs},
+    dispatch::dispatch,
+    rounding,
+    transpose::SIDE,
+    weight::{Elements, Left},
+};
 use std::cell::RefCell;
 
 /// What the factors of products with weights are rounded to, to the nearest and to even where two are as near. Sums are
@@ -23,6 +29,16 @@ pub(crate) enum Terms {
     Along,
     /// From row to row, each of so many elements.
     Across(usize),
+}
+
+impl Terms {
+    /// A first factor of `depth` terms that is used as it is.
+    fn left(self, x: &[f32], depth: usize) -> Left<'_, f32> {
+        match self {
+            Self::Along => Left(x, depth, 1),
+            Self::Across(rows) => Left(x, 1, rows),
+        }
+    }
 }
 
 thread_local! {
@@ -55,28 +71,55 @@ impl Precision {
         self,
         factors: [(&[f32], Terms); 2],
         depth: usize,
-        then: impl FnOnce(&[f32], Elements<'_, f32>) -> R,
+        then: impl FnOnce(Left<'_, f32>, Elements<'_, f32>) -> R,
     ) -> R {
-        let [(a, _), (b, _)] = factors;
+        let [(a, of_a), (b, of_b)] = factors;
         if self == Self::F32 {
-            return then(a, Elements::Same(b));
+            return then(of_a.left(a, depth), Elements::Same(b));
         }
-        let pairs = self == Self::Bf16 && depth.is_multiple_of(2) && brain::multiplies_pairs();
-        let len = |factor: &[f32]| if pairs { factor.len() / 2 } else { factor.len() };
-        FACTORS.with_borrow_mut(|room| {
-            for (to, (from, terms)) in room.iter_mut().zip(factors) {
-                to.resize(len(from).max(to.len()), 0.0);
-                let to = &mut to[..len(from)];
-                if pairs { brain::pair(from, terms, to) } else { round::<f32>(from, to, self.dropped()) }
-            }
-            let [x, y] = room;
-            let (x, y) = (&x[..len(a)], &y[..len(b)]);
-            match self {
-                Self::Bf16 if pairs => then(x, Elements::PairBits(y)),
-                Self::Bf16 => then(x, Elements::Widened(y)),
-                Self::F32 | Self::Tf32 => then(x, Elements::Same(y)),
-            }
+        let pairs = if self == Self::Bf16 && depth.is_multiple_of(2) { brain::pairs() } else { None };
+        FACTORS.with_borrow_mut(|[x, y]| {
+            let Some(pairs) = pairs else {
+                for (to, from) in [(&mut *x, a), (&mut *y, b)] {
+                    round::<f32>(from, room(to, from.len()), self.dropped());
+                }
+                let (x, y) = (of_a.left(&x[..a.len()], depth), &y[..b.len()]);
+                return then(x, if self == Self::Bf16 { Elements::Widened(y) } else { Elements::Same(y) });
+            };
+            let x = pair_left(pairs, (a, of_a), depth, x);
+            rounding::pair(b, of_b, [depth, depth / 2], room(y, b.len() / 2));
+            then(x, Elements::PairBits(&y[..b.len() / 2]))
         })
+    }
+}
+
+/// As many elements of what is kept from product to product.
+fn room(kept: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if kept.len() < len {
+        kept.resize(len, 0.0);
+    }
+    &mut kept[..len]
+}
+
+/// The pairs of the first factor, in `to`.
+fn pair_left<'a>(pairs: Pairs, (x, terms): (&[f32], Terms), depth: usize, to: &'a mut Vec<f32>) -> Left<'a, f32> {
+    let distance = pairs.room(depth);
+    match (terms, pairs) {
+        (Terms::Across(rows), Pairs::Tiles) => {
+            let to = room(to, rows.next_multiple_of(SIDE) * distance);
+            rounding::pair_along(x, rows, distance, to);
+            Left(to, distance, 1)
+        }
+        (Terms::Across(rows), Pairs::Vectors) => {
+            let to = room(to, x.len() / 2);
+            rounding::pair(x, terms, [depth, distance], to);
+            Left(to, 1, rows)
+        }
+        (Terms::Along, _) => {
+            let to = room(to, x.len() / depth * distance);
+            rounding::pair(x, terms, [depth, distance], to);
+            Left(to, distance, 1)
+        }
     }
 }
 
@@ -131,7 +174,7 @@ mod tests {
     fn factors_are_those_of_this_product_alone() {
         for len in [5, 3, 9] {
             let a: Vec<f32> = (0..len).map(|i| 1.0 + i as f32 / 4096.0).collect();
-            Precision::Tf32.rounded([(&a, Terms::Along), (&a[1..], Terms::Along)], 1, |x, y| {
+            Precision::Tf32.rounded([(&a, Terms::Along), (&a[1..], Terms::Along)], 1, |Left(x, ..), y| {
                 let Elements::Same(y) = y else { panic!("not numbers of f32") };
                 assert_eq!(x.len(), len);
                 assert_eq!(&x[1..], y);
@@ -139,37 +182,48 @@ mod tests {
             });
         }
     }
+
     /// Of all orders of both factors, and depths that are one sum and several.
     #[test]
     fn pairs_give_the_bytes_that_single_terms_give() {
-        if !brain::multiplies_pairs() {
-            eprintln!("\nSKIPPED: this processor has no AVX-512 BF16\n");
+        let Some(pairs) = brain::pairs() else {
+            eprintln!("\nSKIPPED: this processor has neither AMX nor AVX-512 BF16\n");
             return;
-        }
+        };
         let numbers = |seed: u32, len: usize| -> Vec<f32> {
             (0..len as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0).collect()
+        };
+        let near = |x: &[f32]| x.iter().map(|x| Precision::Bf16.nearest(*x)).collect::<Vec<_>>();
+        let turned = |x: &[f32], rows: usize| -> Vec<f32> {
+            (0..x.len()).map(|i| x[i % (x.len() / rows) * rows + i / (x.len() / rows)]).collect()
         };
         for (rows, depth, columns) in [(1, 2, 1), (9, 300, 50), (17, 1034, 49), (240, 64, 192), (64, 640, 256)] {
             let (x, w) = (numbers(1, rows * depth), numbers(2, depth * columns));
             for (order, of_w) in [(Order::ByTerm, Terms::Across(columns)), (Order::ByColumn, Terms::Along)] {
                 for of_x in [Terms::Along, Terms::Across(rows)] {
-                    let product = |x: &[f32], elements: Elements<'_, f32>| {
+                    let product = |x: Left<'_, f32>, elements: Elements<'_, f32>| {
                         let depth = depth / elements.terms();
-                        let x = match of_x {
-                            Terms::Along => Left(x, depth, 1),
-                            Terms::Across(_) => Left(x, 1, rows),
-                        };
                         let mut out = vec![f32::NAN; rows * columns];
-                        weight::alone(x, rows, Weight { elements, depth, columns, order }, &mut out);
-                        out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                        // Some at a time, and the rest.
+                        let weight = Weight { elements, depth, columns, order };
+                        weight::alone(x, weight, &mut out, 10, |_, _| {});
+                        out
                     };
                     let paired = Precision::Bf16.rounded([(&x, of_x), (&w, of_w)], depth, |x, w| {
                         assert!(matches!(w, Elements::PairBits(_)));
                         product(x, w)
                     });
-                    let near = |x: &[f32]| x.iter().map(|x| Precision::Bf16.nearest(*x)).collect::<Vec<_>>();
-                    let single = product(&near(&x), Elements::Widened(&near(&w)));
-                    assert_eq!(paired, single, "{rows} × {depth} × {columns}");
+                    let (x, w) = (near(&x), near(&w));
+                    let single = match pairs {
+                        Pairs::Vectors => product(of_x.left(&x, depth), Elements::Widened(&w)),
+                        Pairs::Tiles => {
+                            let x = if let Terms::Along = of_x { x } else { turned(&x, rows) };
+                            let w = if let Terms::Along = of_w { w } else { turned(&w, columns) };
+                            brain::in_blocks(&x, &w, depth, weight::Added::Nothing)
+                        }
+                    };
+                    let bits = |out: Vec<f32>| out.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                    assert_eq!(bits(paired), bits(single), "{rows} × {depth} × {columns}");
                 }
             }
         }

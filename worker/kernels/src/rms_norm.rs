@@ -1,11 +1,16 @@
 //! Root mean square norm over the last dimension, forward and backward row by row and without temporaries.
 
 use crate::{
-    buffer::{Rows, by_dtype, element_type, elements, filled, in_rows, read, read_rows, rows, stored},
+    buffer::{
+        Rows, by_dtype, element_type, elements, filled, in_rows, read, read_rows, rows, stored, stored_brains, unread,
+    },
     dispatch::dispatch,
     float::{Float, lane_sum},
     linear::sum_partials,
     par,
+    rounded::without_gradient,
+    rounding::round_brains,
+    weight::Brain,
 };
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
@@ -19,11 +24,53 @@ const ROWS: usize = 32;
 /// # Errors
 /// Shapes that do not fit; types other than f32 and f64.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    check(x, weight)?;
+    in_rows(x, 1)?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
+}
+
+/// The same in bf16, rounded when it is computed: of f32 only, without a gradient.
+///
+/// # Errors
+/// As for [`rms_norm`]; inputs that gradients are wanted of.
+pub fn rms_norm_rounded(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    without_gradient("rms_norm_rounded", &[x, weight])?;
+    check(x, weight)?;
+    in_rows(x, 1)?.apply_op2_no_bwd(&weight.contiguous()?, &RmsNormRounded { eps })
+}
+
+fn check(x: &Tensor, weight: &Tensor) -> Result<()> {
     let d = x.dims().last().copied().unwrap_or(0);
     if d == 0 || weight.dims() != [d] {
         candle_core::bail!("rms_norm: x (…, d) and weight (d) do not fit: {:?}, {:?}", x.dims(), weight.dims());
     }
-    in_rows(x, 1)?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
+    Ok(())
+}
+
+struct RmsNormRounded {
+    eps: f64,
+}
+
+impl CustomOp2 for RmsNormRounded {
+    fn name(&self) -> &'static str {
+        "rms_norm_rounded"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, weight: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, weight) = (rows::<f32>(x, xl, 1)?, elements(weight, wl)?);
+        let fill = |out: &mut [MaybeUninit<Brain>]| {
+            let jobs = out.chunks_mut(ROWS * x.width).enumerate();
+            par::each(x.count * x.width / 4, jobs, |(i, out)| {
+                let mut normed = vec![0.0; x.width];
+                for (row, out) in (i * ROWS..).zip(out.chunks_exact_mut(x.width)) {
+                    forward(x, row, weight, self.eps as f32, unread(&mut normed));
+                    round_brains::<f32>(&normed, out);
+                }
+            });
+        };
+        // SAFETY: `out` holds as many rows as `x`, as long as `weight`; each is written.
+        let (out, ()) = unsafe { filled(x.count * x.width, fill) };
+        Ok((stored_brains(out), xl.shape().clone()))
+    }
 }
 
 struct RmsNorm {

@@ -11,7 +11,7 @@ use crate::{
     dispatch::dispatch,
     precision::Terms,
     product, sum,
-    weight::{self, Left, Order, Weight},
+    weight::{self, Order, Weight},
 };
 
 /// Products with weights, and what is done with each as it is made.
@@ -99,13 +99,8 @@ impl Products {
             Order::ByColumn => Terms::Along,
         };
         self.precision.rounded([(x, Terms::Along), (weight, of_weight)], inputs, |x, elements| {
-            let depth = inputs / elements.terms();
-            let weight = Weight { elements, depth, columns: outputs, order };
-            for (i, (out, x)) in out.chunks_mut(rows * outputs).zip(x.chunks(rows * depth)).enumerate() {
-                let from = i * rows * outputs;
-                weight::alone(Left(x, depth, 1), x.len() / depth, weight, out);
-                finish(from..from + out.len(), out);
-            }
+            let weight = Weight { elements, depth: inputs / elements.terms(), columns: outputs, order };
+            weight::alone(x, weight, out, rows, finish);
         });
     }
 
@@ -116,7 +111,7 @@ impl Products {
         let factors = [(a, Terms::Across(rows)), (b, Terms::Across(columns))];
         self.precision.rounded(factors, depth, |a, elements| {
             let b = Weight { elements, depth: depth / elements.terms(), columns, order: Order::ByTerm };
-            weight::alone(Left(a, 1, rows), rows, b, out);
+            weight::alone(a, b, out, rows, |_, _| {});
         });
     }
 }

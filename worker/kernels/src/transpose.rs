@@ -40,7 +40,7 @@ pub unsafe fn plain<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usiz
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Element, avx2};
+pub use x86::{Element, InMemory, avx2};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -99,6 +99,31 @@ mod x86 {
                 let pairs = _mm_loadu_si128(from.cast());
                 _mm_castsi128_ps(_mm_or_si128(_mm_slli_epi32::<16>(pairs), _mm_srli_epi32::<16>(pairs)))
             }
+        }
+    }
+
+    /// Two of bf16 in the bits of an f32, as they lie in memory.
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub struct InMemory([Brain; 2]);
+
+    impl InMemory {
+        pub fn of(pairs: &[[Brain; 2]]) -> &[Self] {
+            // SAFETY: the same in memory.
+            unsafe { std::slice::from_raw_parts(pairs.as_ptr().cast(), pairs.len()) }
+        }
+    }
+
+    impl Element for InMemory {
+        #[inline(always)]
+        fn widened(self) -> f32 {
+            f32::from_bits(u32::from(self.0[1].0) << 16 | u32::from(self.0[0].0))
+        }
+
+        #[inline(always)]
+        unsafe fn four(from: *const Self) -> __m128 {
+            // SAFETY: as the caller promises; SSE is part of the target.
+            unsafe { _mm_loadu_ps(from.cast()) }
         }
     }
 

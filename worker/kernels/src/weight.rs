@@ -39,7 +39,8 @@ pub enum Elements<'a, T> {
     Brain(&'a [Brain]),
     /// Numbers of bf16 as well, in elements of T.
     Widened(&'a [T]),
-    /// Two terms each, beside an `x` of which each element is two as well: only where [`crate::brain::multiplies_pairs`].
+    /// Two terms each, beside an `x` of which each element is two as well: only where [`crate::brain::pairs`] are
+    /// multiplied, with the room that they want in each row of `x`.
     Pairs(&'a [[Brain; 2]]),
     /// The same in the bits of an f32, the first in its upper half.
     PairBits(&'a [T]),
@@ -78,6 +79,12 @@ pub struct Weight<'a, T> {
 pub struct Left<'a, T>(pub &'a [T], pub usize, pub usize);
 
 impl<'a, T> Left<'a, T> {
+    /// Rows side by side, as many as there are.
+    pub fn of(x: &'a [T], depth: usize) -> (Self, usize) {
+        assert!(x.len().is_multiple_of(depth), "rows of {depth}");
+        (Self(x, depth, 1), x.len() / depth)
+    }
+
     /// From a row's term on, as far as `rows` rows and `terms` terms reach.
     #[inline(always)]
     pub fn part(&self, [row, term]: [usize; 2], [rows, terms]: [usize; 2]) -> &'a [T] {
@@ -111,17 +118,16 @@ pub struct Block<'a, T> {
     pub helped: bool,
 }
 
-/// `x·W` and what is `added`, for `x` of rows of `weight.depth`.
+/// `x·W` and what is `added`, for `x` of so many rows.
 ///
 /// No element depends on how the work is split, so that it may be split by the number of threads.
-pub fn product<T: Float>(x: &[T], weight: Weight<'_, T>, added: Added<'_, T>) -> Vec<T> {
-    let rows = x.len() / weight.depth;
+pub fn product<T: Float>(x: Left<'_, T>, rows: usize, weight: Weight<'_, T>, added: Added<'_, T>) -> Vec<T> {
     let held = match weight.elements {
         Elements::Same(elements) | Elements::Widened(elements) | Elements::PairBits(elements) => elements.len(),
         Elements::Brain(elements) => elements.len(),
         Elements::Pairs(elements) => elements.len(),
     };
-    assert!(rows * weight.depth == x.len() && held == weight.depth * weight.columns);
+    assert!(x.part([0, 0], [rows, weight.depth]).len() <= x.0.len() && held == weight.depth * weight.columns);
     match added {
         Added::Nothing => {}
         Added::Bias(bias) => assert_eq!(bias.len(), weight.columns),
@@ -135,27 +141,49 @@ pub fn product<T: Float>(x: &[T], weight: Weight<'_, T>, added: Added<'_, T>) ->
         let work = weight.depth * weight.columns * (4 + rows) / 8;
         par::each(work, pieces, |(row, column)| {
             let (rows, columns) = (row..rows.min(row + tall), column..weight.columns.min(column + wide));
-            Block { x: Left(x, weight.depth, 1), weight, added, out, rows, columns, helped: true }.compute();
+            Block { x, weight, added, out, rows, columns, helped: true }.compute();
         });
     };
     // SAFETY: the pieces cover all rows and columns, and `compute` writes all of each.
     unsafe { filled(rows * weight.columns, fill).0 }
 }
 
-/// The product `x·W` for `rows` rows of `x`, computed on this thread, in `out`.
-pub fn alone<T: Float>(x: Left<'_, T>, rows: usize, weight: Weight<'_, T>, out: &mut [T]) {
-    let columns = weight.columns;
-    assert_eq!(out.len(), rows * columns);
-    let out = Shared::new(out.as_mut_ptr());
-    let (rows, columns, helped) = (0..rows, 0..columns, false);
-    Block { x, weight, added: Added::Nothing, out, rows, columns, helped }.compute();
+/// The product `x·W`, computed on this thread in `out`, some rows at a time: these are handed to `finish`, with their range of
+/// `out`'s elements, while they are in the cache.
+pub fn alone<T: Float>(
+    x: Left<'_, T>,
+    weight: Weight<'_, T>,
+    out: &mut [T],
+    at_a_time: usize,
+    mut finish: impl FnMut(Range<usize>, &mut [T]),
+) {
+    let (rows, columns) = (out.len() / weight.columns, 0..weight.columns);
+    assert_eq!(out.len(), rows * weight.columns);
+    let whole = Shared::new(out.as_mut_ptr());
+    let block = |start: usize| {
+        let (rows, columns, helped) = (start..rows.min(start + at_a_time), columns.clone(), false);
+        Block { x, weight, added: Added::Nothing, out: whole, rows, columns, helped }
+    };
+    let starts = (0..rows).step_by(at_a_time);
+    let mut finished = |rows: Range<usize>| {
+        let range = rows.start * weight.columns..rows.end * weight.columns;
+        // SAFETY: within `out`, of which no part is in use: a block was computed, and the next was not begun.
+        finish(range.clone(), unsafe { whole.part(range.start, range.len()) });
+    };
+    if rows > at_a_time && T::all_by_panels(starts.clone().map(block), &weight, &mut finished) {
+        return;
+    }
+    for block in starts.map(block) {
+        block.compute();
+        finished(block.rows);
+    }
 }
 
 /// Few enough that every thread has several pieces, where there are enough columns for that.
 fn columns_at_a_time(rows: usize, columns: usize) -> usize {
     /// Panels that share a block of rows in the cache.
     const PANELS: usize = 4;
-    let pieces = (8 * rayon::current_num_threads()).div_ceil(rows.div_ceil(ROWS).max(1));
+    let pieces = (2 * rayon::current_num_threads()).div_ceil(rows.div_ceil(ROWS).max(1));
     columns.div_ceil(pieces * COLUMNS).clamp(1, PANELS) * COLUMNS
 }
 

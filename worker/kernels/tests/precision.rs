@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::numbers;
-use taskvec_kernels::{Precision, slices::Products};
+use taskvec_kernels::{Pairs, Precision, bf16_pairs, slices::Products};
 
 /// Rounded by candle's own conversion.
 fn rounded(x: &[f32]) -> Result<Vec<f32>> {
@@ -53,7 +53,16 @@ fn factors_are_rounded_and_nothing_else() -> Result<()> {
         let exact = all(Products::default(), size, [&x, &weight, &grad]);
         let bf16 = all(Products { precision: Precision::Bf16 }, size, [&x, &weight, &grad]);
         let want = all(Products::default(), size, [&rounded(&x)?, &rounded(&weight)?, &rounded(&grad)?]);
-        assert_eq!(bf16, want, "{size:?}");
+        match bf16_pairs() {
+            // In another order: to the accuracy of f32.
+            Some(Pairs::Tiles) => {
+                for (bf16, want) in bf16.concat().into_iter().zip(want.concat()) {
+                    let [bf16, want] = [bf16, want].map(f32::from_bits);
+                    assert!((bf16 - want).abs() <= 1e-5, "{size:?}: {bf16}, not {want}");
+                }
+            }
+            _ => assert_eq!(bf16, want, "{size:?}"),
+        }
         let tf32 = all(Products { precision: Precision::Tf32 }, size, [&x, &weight, &grad]);
         let near = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| Precision::Tf32.nearest(*x)).collect() };
         assert_eq!(tf32, all(Products::default(), size, [&near(&x), &near(&weight), &near(&grad)]), "{size:?}");

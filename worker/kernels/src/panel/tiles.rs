@@ -1,41 +1,114 @@
 //! The innermost loops: tiles of a product, for every number of rows and vectors.
 
-use super::{TALL, WIDE};
-use crate::{brain, float::LANES, weight::Elements};
+use super::{TALL, WIDE, amx};
+use crate::{
+    brain::{self, Pairs},
+    float::LANES,
+    weight::Elements,
+};
 use std::arch::x86_64::*;
 
-/// A tile of a product.
-pub type Sums = [[f32; WIDE]; TALL];
+/// What a kernel computes: `out = x·panel`, or more of it where `add`, for rows of `x` and `depth` rows of a panel.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    pub x: *const f32,
+    pub panel: *const f32,
+    pub depth: usize,
+    pub out: *mut f32,
+    /// Distances between rows and terms of `x`, and between rows of `out`.
+    pub strides: [usize; 3],
+    pub add: bool,
+}
 
-/// `out = x·panel`, or more of it where `add`, for rows of `x` and `depth` rows of a panel. `strides` are the distances between
-/// rows and terms of `x`, and between rows of `out`.
-///
 /// # Safety
 /// `depth` terms of as many rows of `x` as the kernel has, and `depth` rows of `WIDE` elements of the panel must be readable;
 /// as many rows of `out`, as wide as the kernel's vectors, must be writable, and readable where `add`.
-pub type Kernel =
-    unsafe fn(x: *const f32, panel: *const f32, depth: usize, out: *mut f32, strides: [usize; 3], add: bool);
+pub type Kernel = unsafe fn(Tile);
 
 /// By rows and vectors, both less one.
-pub type Kernels = [[Kernel; 3]; TALL];
+pub type ByVectors = [[Kernel; 3]; TALL];
+
+/// What computes tiles.
+#[derive(Clone, Copy)]
+pub enum Kernels {
+    Vectors(&'static ByVectors),
+    /// AMX, for pairs of bf16.
+    Amx,
+}
 
 macro_rules! kernels {
     ($f:ident: $($rows:literal)+) => { [$([$f::<$rows, 1>, $f::<$rows, 2>, $f::<$rows, 3>]),+] };
 }
-const AVX512: Kernels = kernels!(tile_avx512: 1 2 3 4 5 6 7 8);
-const AVX2: Kernels = kernels!(tile_avx2: 1 2 3 4 5 6 7 8);
-const PAIRS: Kernels = kernels!(tile_pairs: 1 2 3 4 5 6 7 8);
+const AVX512: ByVectors = kernels!(tile_avx512: 1 2 3 4 5 6 7 8);
+const AVX2: ByVectors = kernels!(tile_avx2: 1 2 3 4 5 6 7 8);
+const PAIRS: ByVectors = kernels!(tile_pairs: 1 2 3 4 5 6 7 8);
 
 /// The kernels for such elements, where the machine has any.
-pub fn kernels(elements: Elements<'_, f32>) -> Option<&'static Kernels> {
+pub fn kernels(elements: Elements<'_, f32>) -> Option<Kernels> {
     if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
         return None;
     }
     if elements.terms() == 2 {
-        assert!(brain::multiplies_pairs());
-        return Some(&PAIRS);
+        return Some(match brain::pairs().expect("pairs are made where they can be multiplied") {
+            Pairs::Tiles => Kernels::Amx,
+            Pairs::Vectors => Kernels::Vectors(&PAIRS),
+        });
     }
-    Some(if is_x86_feature_detected!("avx512f") { &AVX512 } else { &AVX2 })
+    Some(Kernels::Vectors(if is_x86_feature_detected!("avx512f") { &AVX512 } else { &AVX2 }))
+}
+
+impl Kernels {
+    /// Rows of the next tile, where so many are left.
+    #[inline(always)]
+    pub fn tall(self, left: usize) -> usize {
+        match self {
+            Self::Vectors(_) => left.min(TALL),
+            Self::Amx => amx::tall(left),
+        }
+    }
+
+    /// Terms that a block of them is filled up to with zeros.
+    pub fn whole(self) -> usize {
+        match self {
+            Self::Vectors(_) => 1,
+            Self::Amx => amx::PAIRS,
+        }
+    }
+
+    /// Panels of so many bytes that rows are multiplied with before the next rows.
+    pub fn panels(self, bytes: usize) -> usize {
+        /// What these panels may take of the second-level cache.
+        const BYTES: usize = 640 << 10;
+        (BYTES / bytes).max(1)
+    }
+
+    /// Does `then`, which computes tiles from the first row to the last.
+    ///
+    /// # Safety
+    /// `then` does not call this.
+    #[inline(always)]
+    pub unsafe fn with(self, then: impl FnOnce()) {
+        match self {
+            Self::Vectors(_) => then(),
+            // SAFETY: these kernels are given where the machine is ready; the rest as the caller promises.
+            Self::Amx => unsafe { amx::with_registers(then) },
+        }
+    }
+
+    /// A tile of so many rows and vectors.
+    ///
+    /// # Safety
+    /// As for `Kernel`, with `depth` rounded up to whole blocks; within `with`, and `rows` as `tall` gives it.
+    #[inline(always)]
+    pub unsafe fn run(self, [rows, vectors]: [usize; 2], tile: Tile) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self {
+                Self::Vectors(kernels) => kernels[rows - 1][vectors - 1](tile),
+                Self::Amx => amx::tile(rows, vectors, tile),
+            }
+        }
+    }
 }
 
 /// A tile by AVX-512, whose sums grow by `$multiply(x, weights, sum)`.
@@ -43,14 +116,7 @@ macro_rules! tile_avx512 {
     ($(#[$about:meta])* $name:ident, $features:literal, $multiply:expr) => {
         $(#[$about])*
         #[target_feature(enable = $features)]
-        unsafe fn $name<const ROWS: usize, const VECTORS: usize>(
-            x: *const f32,
-            panel: *const f32,
-            depth: usize,
-            out: *mut f32,
-            strides: [usize; 3],
-            add: bool,
-        ) {
+        unsafe fn $name<const ROWS: usize, const VECTORS: usize>(Tile { x, panel, depth, out, strides, add }: Tile) {
             let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
             for term in 0..depth {
                 let mut weights = [_mm512_setzero_ps(); VECTORS];
@@ -105,25 +171,19 @@ fn bits(pairs: __m512) -> __m512bh {
 /// # Safety
 /// As for `Kernel`; the machine has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(
-    x: *const f32,
-    panel: *const f32,
-    depth: usize,
-    out: *mut f32,
-    strides: [usize; 3],
-    add: bool,
-) {
+unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(tile: Tile) {
+    let strides = tile.strides;
     for column in (0..VECTORS * LANES).step_by(LANES) {
         for first in (0..ROWS).step_by(4) {
             // SAFETY: as the caller promises.
             unsafe {
-                let (x, panel) = (x.add(first * strides[0]), panel.add(column));
-                let out = out.add(first * strides[2] + column);
+                let (x, panel) = (tile.x.add(first * strides[0]), tile.panel.add(column));
+                let strip = Tile { x, panel, out: tile.out.add(first * strides[2] + column), ..tile };
                 match ROWS - first {
-                    1 => strip_avx2::<1>(x, panel, depth, out, strides, add),
-                    2 => strip_avx2::<2>(x, panel, depth, out, strides, add),
-                    3 => strip_avx2::<3>(x, panel, depth, out, strides, add),
-                    _ => strip_avx2::<4>(x, panel, depth, out, strides, add),
+                    1 => strip_avx2::<1>(strip),
+                    2 => strip_avx2::<2>(strip),
+                    3 => strip_avx2::<3>(strip),
+                    _ => strip_avx2::<4>(strip),
                 }
             }
         }
@@ -134,14 +194,7 @@ unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(
 /// As for `tile_avx2`, with `LANES` readable elements in each row of the panel, and as many of `out`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn strip_avx2<const ROWS: usize>(
-    x: *const f32,
-    panel: *const f32,
-    depth: usize,
-    out: *mut f32,
-    strides: [usize; 3],
-    add: bool,
-) {
+unsafe fn strip_avx2<const ROWS: usize>(Tile { x, panel, depth, out, strides, add }: Tile) {
     const HALF: usize = LANES / 2;
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
     for term in 0..depth {
@@ -175,17 +228,19 @@ mod tests {
     const STRIDE: usize = TERMS + 2;
 
     /// Small integers, so that sums are exact whatever their order; all rows and vectors are computed by each kernel.
-    fn check(kernels: &Kernels) {
+    fn check(kernels: &ByVectors) {
         let x: Vec<f32> = (0..TALL * STRIDE).map(|i| (i % 17) as f32 - 8.0).collect();
         let panel: Vec<f32> = (0..TERMS * WIDE).map(|i| (i % 23) as f32 - 11.0).collect();
         for (rows, kernels) in kernels.iter().enumerate() {
             for (vectors, kernel) in kernels.iter().enumerate() {
-                let mut sums: Sums = [[f32::NAN; WIDE]; TALL];
-                let out = sums.as_mut_ptr().cast();
+                let mut sums = [[f32::NAN; WIDE]; TALL];
+                let (x_at, panel_at, out) = (x.as_ptr(), panel.as_ptr(), sums.as_mut_ptr().cast());
                 for add in [false, true] {
                     // SAFETY: `x` has eight rows, the panel all terms, and `sums` is as large as the largest tile; the caller
                     // has asked for the instructions.
-                    unsafe { kernel(x.as_ptr(), panel.as_ptr(), TERMS, out, [STRIDE, 1, WIDE], add) };
+                    unsafe {
+                        kernel(Tile { x: x_at, panel: panel_at, depth: TERMS, out, strides: [STRIDE, 1, WIDE], add })
+                    };
                 }
                 for (row, sums) in sums.iter().enumerate().take(rows + 1) {
                     for (column, sum) in sums.iter().enumerate().take((vectors + 1) * LANES) {

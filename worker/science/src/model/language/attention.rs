@@ -63,6 +63,11 @@ impl Attention {
         z.reshape((z.dim(0)?, self.heads * self.head))
     }
 
+    /// Would `x` be rounded to bf16 by all that reads it?
+    pub(crate) fn rounds(&self, x: &Tensor) -> bool {
+        [&self.q, &self.k, &self.v].into_iter().all(|linear| linear.rounds(x))
+    }
+
     /// Heads of queries, keys or values: (N, d) to (N, heads, D).
     fn project(&self, linear: &Linear, x: &Tensor, norm: Option<&Norm>, heads: usize) -> Result<Tensor> {
         let mut projected = linear.forward(x)?;

@@ -56,12 +56,13 @@ impl Block {
         let at = |point| HookPoint::Block(index, point);
         let x = pass.bring(x, self.device())?;
         let x = pass.hook.visit(at(BlockPoint::ResidPre), x)?;
-        let inner = self.mixer.inner.before_last(&self.mixer.normed(&x)?, index, cache, pass)?;
+        let inner =
+            self.mixer.inner.before_last(&self.mixer.normed(&x, self.mixer.inner.rounds(&x))?, index, cache, pass)?;
         let (last, out) = self.mixer.inner.last();
         let mut x = self.mixer.onto(&pass.remaining(&x)?, &inner, last, at(out), &mut pass.hook)?;
         if let Some(mlp) = &self.mlp {
             x = pass.hook.visit(at(BlockPoint::ResidMid), x)?;
-            let inner = mlp.inner.before_down(&mlp.normed(&x)?)?;
+            let inner = mlp.inner.before_down(&mlp.normed(&x, mlp.inner.rounds(&x))?)?;
             x = mlp.onto(&x, &inner, &mlp.inner.down, at(BlockPoint::MlpOut), &mut pass.hook)?;
         }
         pass.hook.visit(at(BlockPoint::ResidPost), x)
@@ -81,8 +82,14 @@ impl Block {
 }
 
 impl<T> Sublayer<T> {
-    fn normed(&self, x: &Tensor) -> Result<Tensor> {
-        self.before.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(x))
+    /// What the inner part is given; `rounded` to bf16 where that is all it wants.
+    fn normed(&self, x: &Tensor, rounded: bool) -> Result<Tensor> {
+        match &self.before {
+            Some(norm) if rounded => norm.rounded(x),
+            Some(norm) => norm.forward(x),
+            None if rounded => taskvec_kernels::rounded(x),
+            None => Ok(x.clone()),
+        }
     }
 
     /// `x + after(last(inner))`, where a hook at `point` may see and replace what is added.
@@ -104,6 +111,14 @@ impl<T> Sublayer<T> {
 }
 
 impl Mixer {
+    /// Would `x` be rounded to bf16 by all that reads it?
+    fn rounds(&self, x: &Tensor) -> bool {
+        match self {
+            Self::Attention(attention) => attention.rounds(x),
+            Self::Mamba2(_) => false,
+        }
+    }
+
     /// The linear map that it ends with, and where what that adds can be seen.
     fn last(&self) -> (&Linear, BlockPoint) {
         match self {

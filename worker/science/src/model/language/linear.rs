@@ -1,6 +1,6 @@
 //! `x·Wᵀ + b`.
 
-use super::adapter::Adapter;
+use super::{adapter::Adapter, norm::wide};
 use candle_core::{DType, Result, Tensor};
 use std::fmt;
 use taskvec_kernels::{linear_t, linear_t_residual};
@@ -27,9 +27,17 @@ impl Linear {
         self.bias.as_ref()
     }
 
-    /// (…, inputs) to (…, outputs), in the type of `x`, which is f32 at least; the weight may have fewer bits.
+    /// Would what this makes of `x` be the same if `x` were rounded to bf16 first?
+    pub(crate) fn rounds(&self, x: &Tensor) -> bool {
+        let types = (x.dtype(), self.weight.dtype());
+        let alone = self.adapter.is_none() && !x.track_op() && self.weight.device().is_cpu();
+        alone && matches!(types, (DType::F32 | DType::BF16, DType::BF16))
+    }
+
+    /// (…, inputs) to (…, outputs), in the type of `x`, which is f32 at least, or was where it is rounded; the weight may have
+    /// fewer bits.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(x.dtype())).transpose()?;
+        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(wide(x.dtype()))).transpose()?;
         let y = match self.weight.dtype() {
             // What the operation does not take, it gets wider.
             DType::F16 => linear_t(x, &self.weight.to_dtype(x.dtype())?, bias.as_ref())?,

@@ -2,7 +2,7 @@
 
 use super::linear::{Linear, Projection};
 use candle_core::{Result, Tensor};
-use taskvec_kernels::{Activation, gated};
+use taskvec_kernels::{Activation, gated, gated_linear};
 
 #[derive(Clone)]
 pub(crate) struct Mlp {
@@ -20,9 +20,20 @@ pub(crate) enum Kind {
 }
 
 impl Mlp {
+    /// Would `x` be rounded to bf16 by all that reads it?
+    pub(crate) fn rounds(&self, x: &Tensor) -> bool {
+        let gate = if let Kind::Gated { gate, .. } = &self.kind { gate.rounds(x) } else { true };
+        gate && self.up.rounds(x)
+    }
+
     /// What `down` is given: (N, d) to (N, inner width).
     pub(crate) fn before_down(&self, x: &Tensor) -> Result<Tensor> {
         match &self.kind {
+            Kind::Gated { gate, activation }
+                if self.rounds(x) && self.down.rounds(x) && gate.bias().is_none() && self.up.bias().is_none() =>
+            {
+                gated_linear(x, [gate.weight(), self.up.weight()], *activation)
+            }
             Kind::Gated { gate, activation } => gated(&gate.forward(x)?, &self.up.forward(x)?, *activation),
             Kind::Gelu => self.up.forward(x)?.gelu(),
         }

@@ -1,7 +1,7 @@
 //! Norms over the last dimension.
 
 use candle_core::{DType, Device, Result, Tensor};
-use taskvec_kernels::{layer_norm, rms_norm};
+use taskvec_kernels::{layer_norm, rms_norm, rms_norm_rounded, rounded};
 
 /// A norm with its parameters, which are kept in f32 at least.
 #[derive(Clone)]
@@ -48,6 +48,14 @@ impl Norm {
             Parameters::Layer { weight, bias } => layer_norm(&wide, weight, bias, self.epsilon)?,
         };
         normed.to_dtype(x.dtype())
+    }
+
+    /// The same of `x` in f32, rounded to bf16.
+    pub(crate) fn rounded(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.parameters {
+            Parameters::Rms(weight) => rms_norm_rounded(x, weight, self.epsilon),
+            Parameters::Layer { .. } => rounded(&self.forward(x)?),
+        }
     }
 }
 
