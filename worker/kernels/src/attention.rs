@@ -1,12 +1,16 @@
 //! Causal multi-head self-attention, fused per sequence and head: scores, softmax and products stay in the first-level
 //! cache. The forward keeps nothing; the backward computes the probabilities again, which is cheap where T is short.
+//!
+//! Scores and probabilities lie as (keys, queries), so that softmax runs along a vector of queries at a time and no sum goes
+//! across one.
 
 use crate::{
     buffer::{by_dtype, element_type, elements, filled, read, stored},
     dispatch::{Isa, dispatch},
-    float::{Float, LANES, lane_sum},
+    float::{Float, LANES, tree_of_lanes},
     par,
     tile::{Left, Wanted, product},
+    transpose::transpose,
 };
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
@@ -92,7 +96,7 @@ impl Size {
     }
 }
 
-/// One head's matrices: (long, wide), (wide, long) where transposed, (long, long) for the probabilities.
+/// One head's matrices: (long, wide), (wide, long) where transposed, (keys, queries) for the probabilities.
 struct Head<T> {
     q: Vec<T>,
     k: Vec<T>,
@@ -114,18 +118,18 @@ impl<T: Float> Head<T> {
 #[inline(always)]
 fn load<T: Float>(to: &mut [T], from: &[T], stride: usize, offset: usize, size: Size, factor: T) {
     for (to, from) in to.chunks_exact_mut(size.wide).zip(from.chunks_exact(stride)) {
-        for (to, &from) in to.iter_mut().zip(&from[offset..offset + size.head]) {
-            *to = from * factor;
+        let (to, from) = (&mut to[..size.head], &from[offset..offset + size.head]);
+        // Whole vectors, of which the compiler knows the length.
+        let ((to, to_rest), (from, from_rest)) = (to.as_chunks_mut::<LANES>(), from.as_chunks::<LANES>());
+        for (to, &from) in to.iter_mut().zip(from) {
+            let mut scaled = from;
+            for scaled in &mut scaled {
+                *scaled *= factor;
+            }
+            *to = scaled;
         }
-    }
-}
-
-/// Transposes (long, wide) to (wide, long).
-#[inline(always)]
-fn transpose<T: Float>(to: &mut [T], from: &[T], size: Size) {
-    for (column, to) in to.chunks_exact_mut(size.long).enumerate().take(size.head) {
-        for (to, from) in to.iter_mut().zip(from.chunks_exact(size.wide)).take(size.t) {
-            *to = from[column];
+        for (to, &from) in to_rest.iter_mut().zip(from_rest) {
+            *to = from * factor;
         }
     }
 }
@@ -133,28 +137,73 @@ fn transpose<T: Float>(to: &mut [T], from: &[T], size: Size) {
 #[inline(always)]
 fn store<T: Float>(to: &mut [MaybeUninit<T>], from: &[T], stride: usize, offset: usize, size: Size) {
     for (to, from) in to.chunks_exact_mut(stride).zip(from.chunks_exact(size.wide)) {
-        to[offset..offset + size.head].write_copy_of_slice(&from[..size.head]);
+        let (to, from) = (&mut to[offset..offset + size.head], &from[..size.head]);
+        let ((to, to_rest), (from, from_rest)) = (to.as_chunks_mut::<LANES>(), from.as_chunks::<LANES>());
+        for (to, from) in to.iter_mut().zip(from) {
+            to.write_copy_of_slice(from);
+        }
+        for (to, &from) in to_rest.iter_mut().zip(from_rest) {
+            to.write(from);
+        }
     }
 }
 
-/// Softmax of the first `row + 1` elements of each row, zeros behind them up to the next whole vector.
+/// `out = a·b` for `a` (keys, wide) and `b` (wide, queries): of each vector of queries, the keys up to its last.
+#[inline(always)]
+fn scores<T: Float, I: Isa>(out: &mut [T], a: &[T], b: &[T], size: Size) {
+    for first in (0..size.t).step_by(LANES) {
+        let (keys, strides) = (size.t.min(first + LANES), (size.long, size.long));
+        product::<T, I>(&mut out[first..], Left(a, size.wide, 1), &b[first..], strides, keys, |_| Wanted {
+            terms: 0..size.head,
+            columns: LANES,
+        });
+    }
+}
+
+/// A vector of queries beside a key.
+#[inline(always)]
+fn at<T>(matrix: &[T], key: usize, first: usize, size: Size) -> &[T; LANES] {
+    let from = key * size.long + first;
+    matrix[from..].first_chunk().expect("rows are whole vectors")
+}
+
+#[inline(always)]
+fn at_mut<T>(matrix: &mut [T], key: usize, first: usize, size: Size) -> &mut [T; LANES] {
+    let from = key * size.long + first;
+    matrix[from..].first_chunk_mut().expect("rows are whole vectors")
+}
+
+/// Softmax over the keys that each query sees, zeros behind them up to the next whole vector of keys.
 #[inline(always)]
 fn causal_softmax<T: Float, I: Isa>(scores: &mut [T], size: Size) {
-    for (row, scores) in scores.chunks_exact_mut(size.long).enumerate().take(size.t) {
-        let visible = row + 1;
-        let scores = &mut scores[..visible.next_multiple_of(LANES)];
-        let mut max = scores[0];
-        for &score in &scores[..visible] {
-            max = if score > max { score } else { max };
+    for first in (0..size.t).step_by(LANES) {
+        let keys = first + LANES;
+        let mut largest = *at(scores, 0, first, size);
+        for key in 1..keys {
+            let scores = at(scores, key, first, size);
+            for lane in 0..LANES {
+                let larger = (first + lane >= key) & (scores[lane] > largest[lane]);
+                largest[lane] = if larger { scores[lane] } else { largest[lane] };
+            }
         }
-        for (column, score) in scores.iter_mut().enumerate() {
-            let e = (*score - max).exponential::<I>();
-            *score = if column < visible { e } else { T::zero() };
+        let mut sums = [[T::zero(); LANES]; LANES];
+        for key in 0..keys {
+            let (scores, sums) = (at_mut(scores, key, first, size), &mut sums[key % LANES]);
+            for lane in 0..LANES {
+                let e = (scores[lane] - largest[lane]).exponential::<I>();
+                scores[lane] = if first + lane >= key { e } else { T::zero() };
+                sums[lane] += scores[lane];
+            }
         }
-        let total = lane_sum([&*scores], |[p]| p);
-        let scale = T::one() / total;
-        for score in scores.iter_mut() {
-            *score *= scale;
+        let mut scale = tree_of_lanes(sums);
+        for scale in &mut scale {
+            *scale = T::one() / *scale;
+        }
+        for key in 0..keys {
+            let scores = at_mut(scores, key, first, size);
+            for lane in 0..LANES {
+                scores[lane] *= scale[lane];
+            }
         }
     }
 }
@@ -168,28 +217,24 @@ impl<T: Float> Head<T> {
         load(&mut self.q, qkv, stride, offset, size, scale);
         load(&mut self.k, qkv, stride, size.d + offset, size, T::one());
         load(&mut self.v, qkv, stride, 2 * size.d + offset, size, T::one());
-        transpose(&mut self.transposed, &self.k, size);
-        let q = Left(&self.q, size.wide, 1);
-        product::<T, I>(&mut self.probabilities, q, &self.transposed, (size.long, size.long), size.t, |row| Wanted {
-            terms: 0..size.head,
-            columns: size.keys_of(row),
-        });
+        transpose::<T, I>(&mut self.transposed, &self.q, (size.t, size.head), (size.wide, size.long));
+        scores::<T, I>(&mut self.probabilities, &self.k, &self.transposed, size);
         causal_softmax::<T, I>(&mut self.probabilities, size);
     }
 
-    /// `out = matrix·b` for a (T, T) matrix that is zero above its diagonal.
+    /// `out = matrixᵀ·b` for a matrix (keys, queries) that is zero where a query does not see a key.
     #[inline(always)]
-    fn lower<I: Isa>(out: &mut [T], matrix: &[T], b: &[T], size: Size) {
-        product::<T, I>(out, Left(matrix, size.long, 1), b, (size.wide, size.wide), size.t, |row| Wanted {
+    fn by_query<I: Isa>(out: &mut [T], matrix: &[T], b: &[T], size: Size) {
+        product::<T, I>(out, Left(matrix, 1, size.long), b, (size.wide, size.wide), size.t, |row| Wanted {
             terms: 0..size.t.min(size.keys_of(row)),
             columns: size.wide,
         });
     }
 
-    /// `out = matrixᵀ·b` for a (T, T) matrix that is zero above its diagonal.
+    /// `out = matrix·b` for such a matrix.
     #[inline(always)]
-    fn lower_transposed<I: Isa>(out: &mut [T], matrix: &[T], b: &[T], size: Size) {
-        product::<T, I>(out, Left(matrix, 1, size.long), b, (size.wide, size.wide), size.t, |row| Wanted {
+    fn by_key<I: Isa>(out: &mut [T], matrix: &[T], b: &[T], size: Size) {
+        product::<T, I>(out, Left(matrix, size.long, 1), b, (size.wide, size.wide), size.t, |row| Wanted {
             terms: row..size.t,
             columns: size.wide,
         });
@@ -202,7 +247,7 @@ dispatch! {
         for (qkv, out) in qkv.chunks_exact(3 * size.t * size.d).zip(out.chunks_exact_mut(size.t * size.d)) {
             for h in 0..size.heads {
                 head.attend::<I>(qkv, h, size);
-                Head::lower::<I>(&mut head.out, &head.probabilities, &head.v, size);
+                Head::by_query::<I>(&mut head.out, &head.probabilities, &head.v, size);
                 store(out, &head.out, size.d, h * size.head, size);
             }
         }
@@ -223,20 +268,18 @@ dispatch! {
                 let offset = h * size.head;
                 head.attend::<I>(qkv, h, size);
                 load(&mut g, grad, d, offset, size, T::one());
-                Head::lower_transposed::<I>(&mut head.out, &head.probabilities, &g, size);
+                Head::by_key::<I>(&mut head.out, &head.probabilities, &g, size);
                 store(out, &head.out, packed, 2 * d + offset, size);
 
-                transpose(&mut head.transposed, &head.v, size);
-                product::<T, I>(&mut slopes, Left(&g, size.wide, 1), &head.transposed, (size.long, size.long), size.t, |row| {
-                    Wanted { terms: 0..size.head, columns: size.keys_of(row) }
-                });
+                transpose::<T, I>(&mut head.transposed, &g, (size.t, size.head), (size.wide, size.long));
+                scores::<T, I>(&mut slopes, &head.v, &head.transposed, size);
                 softmax_slopes(&mut slopes, &head.probabilities, size);
-                Head::lower_transposed::<I>(&mut head.out, &slopes, &head.q, size);
+                Head::by_key::<I>(&mut head.out, &slopes, &head.q, size);
                 store(out, &head.out, packed, d + offset, size);
                 for k in head.k.iter_mut() {
                     *k *= scale;
                 }
-                Head::lower::<I>(&mut head.out, &slopes, &head.k, size);
+                Head::by_query::<I>(&mut head.out, &slopes, &head.k, size);
                 store(out, &head.out, packed, offset, size);
             }
         }
@@ -246,13 +289,22 @@ dispatch! {
 /// Turns the gradient of probabilities into that of scores.
 #[inline(always)]
 fn softmax_slopes<T: Float>(slopes: &mut [T], probabilities: &[T], size: Size) {
-    let rows = slopes.chunks_exact_mut(size.long).zip(probabilities.chunks_exact(size.long));
-    for (row, (slopes, p)) in rows.enumerate().take(size.t) {
-        let visible = (row + 1).next_multiple_of(LANES);
-        let (slopes, p) = (&mut slopes[..visible], &p[..visible]);
-        let mean = lane_sum([&*slopes, p], |[s, p]| s * p);
-        for (slope, &p) in slopes.iter_mut().zip(p) {
-            *slope = p * (*slope - mean);
+    for first in (0..size.t).step_by(LANES) {
+        let keys = first + LANES;
+        let mut sums = [[T::zero(); LANES]; LANES];
+        for key in 0..keys {
+            let (slopes, p) = (at(slopes, key, first, size), at(probabilities, key, first, size));
+            let sums = &mut sums[key % LANES];
+            for lane in 0..LANES {
+                sums[lane] += slopes[lane] * p[lane];
+            }
+        }
+        let mean = tree_of_lanes(sums);
+        for key in 0..keys {
+            let (slopes, p) = (at_mut(slopes, key, first, size), at(probabilities, key, first, size));
+            for lane in 0..LANES {
+                slopes[lane] = p[lane] * (slopes[lane] - mean[lane]);
+            }
         }
     }
 }

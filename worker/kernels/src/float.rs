@@ -228,6 +228,22 @@ pub fn tree_sum<T: Float>(mut lanes: [T; LANES]) -> T {
     lanes[0]
 }
 
+/// Of each lane the sum over vectors, added up as [`lane_sum`] adds up the elements of one.
+#[inline(always)]
+pub fn tree_of_lanes<T: Float>(mut vectors: [[T; LANES]; LANES]) -> [T; LANES] {
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (to, from) = vectors.split_at_mut(half);
+        for (to, from) in to.iter_mut().zip(from) {
+            for lane in 0..LANES {
+                to[lane] += from[lane];
+            }
+        }
+        half /= 2;
+    }
+    vectors[0]
+}
+
 /// `Σ term(…)` over the elements of equally long slices, in `LANES` partial sums.
 #[inline(always)]
 pub fn lane_sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T {
