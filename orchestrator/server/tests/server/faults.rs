@@ -84,10 +84,13 @@ async fn a_killed_postmaster_is_survived() {
 
     let pid = stack.server().postgres().unwrap().pid();
     kill(pid);
-    let work = tokio::spawn(persist(client.clone(), who, worker, running));
+    let mut work = tokio::spawn(persist(client.clone(), who, worker, running));
     loop {
-        let state = within(states.message()).await.unwrap().expect("watching goes on until the sweep has ended");
-        if state.state == "done" {
+        let state = tokio::select! {
+            ended = &mut work => panic!("the worker ended: {ended:?}"),
+            state = within(states.message()) => state.unwrap(),
+        };
+        if state.expect("watching goes on until the sweep has ended").state == "done" {
             break;
         }
     }
@@ -116,6 +119,8 @@ async fn persist(client: Client, who: Identity, mut worker: Worker, first: Attem
                     held = None;
                 }
             }
+            // What it held was stored, and the answer was lost with the session.
+            Ok(FromServer::Stop(_)) => {}
             Ok(other) => panic!("unexpected: {other:?}"),
             Err(_) => {
                 worker = Worker::reconnect_patiently(&client, &who, held.as_slice()).await;
