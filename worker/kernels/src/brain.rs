@@ -89,6 +89,10 @@ impl Pairs {
 /// The fastest that the machine has. Where Intel's processors have no AMX, multiplying in f32 is faster than
 /// AVX-512 BF16, and gives the same bytes.
 pub fn pairs() -> Option<Pairs> {
+    #[cfg(test)]
+    if let Some(way) = tests::WAY.get() {
+        return way;
+    }
     #[cfg(target_arch = "x86_64")]
     if crate::panel::amx::ready() {
         return Some(Pairs::Tiles);
@@ -131,8 +135,9 @@ pub fn in_blocks(x: &[f32], weight: &[f32], depth: usize, added: Added<'_, f32>)
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
+    use std::cell::Cell;
 
     fn numbers(seed: u32, count: usize) -> Vec<f32> {
         let mut state = seed;
@@ -159,13 +164,38 @@ mod tests {
         }
     }
 
-    /// Any number of rows and columns, and depths that are one sum, several, and more than a panel holds.
+    thread_local! {
+        /// How pairs are multiplied on this thread, whatever is fastest.
+        pub static WAY: Cell<Option<Option<Pairs>>> = const { Cell::new(None) };
+    }
+
+    /// Does `check` for all ways that the machine has, each on a thread that knows no other.
+    pub fn each_way(check: impl Fn(Option<Pairs>) + Send + Sync) {
+        let mut ways = vec![None];
+        #[cfg(target_arch = "x86_64")]
+        {
+            ways.extend(crate::panel::amx::ready().then_some(Some(Pairs::Tiles)));
+            ways.extend(is_x86_feature_detected!("avx512bf16").then_some(Some(Pairs::Vectors)));
+        }
+        if ways.len() == 1 {
+            eprintln!("\nSKIPPED: this processor has neither AMX nor AVX-512 BF16\n");
+        }
+        for way in ways {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            pool.install(|| {
+                WAY.set(Some(way));
+                check(way);
+            });
+        }
+    }
+
     #[test]
     fn pairs_give_the_bytes_that_single_terms_give() {
-        let Some(pairs) = pairs() else {
-            eprintln!("\nSKIPPED: this processor has neither AMX nor AVX-512 BF16\n");
-            return;
-        };
+        each_way(gives_the_bytes_of_single_terms);
+    }
+
+    /// Any number of rows and columns, and depths that are one sum, several, and more than a panel holds.
+    fn gives_the_bytes_of_single_terms(way: Option<Pairs>) {
         let shapes = [
             (1, 2, 1),
             (3, 6, 50),
@@ -184,16 +214,18 @@ mod tests {
             for added in [Added::Nothing, Added::Bias(&residual[..columns]), Added::Residual(&residual)] {
                 let bits = |out: Vec<f32>| out.into_iter().map(f32::to_bits).collect::<Vec<_>>();
                 let fast = bits(product(Factor::Wide(&x), weight, added));
-                let single = match pairs {
-                    Pairs::Vectors => weight::product(Left(&rounding::rounded(&x), depth, 1), rows, weight, added),
-                    Pairs::Tiles => {
+                let single = match way {
+                    None | Some(Pairs::Vectors) => {
+                        weight::product(Left(&rounding::rounded(&x), depth, 1), rows, weight, added)
+                    }
+                    Some(Pairs::Tiles) => {
                         let values: Vec<f32> = brains.iter().map(|brain| brain.value()).collect();
                         in_blocks(&rounding::rounded(&x), &values, depth, added)
                     }
                 };
-                assert_eq!(fast, bits(single), "{rows} × {depth} × {columns}");
+                assert_eq!(fast, bits(single), "{way:?}: {rows} × {depth} × {columns}");
                 let before = rounding::brains(&x);
-                assert_eq!(fast, bits(product(Factor::Rounded(&before), weight, added)), "rounded before");
+                assert_eq!(fast, bits(product(Factor::Rounded(&before), weight, added)), "{way:?}: rounded before");
             }
         }
     }

@@ -186,10 +186,10 @@ mod tests {
     /// Of all orders of both factors, and depths that are one sum and several.
     #[test]
     fn pairs_give_the_bytes_that_single_terms_give() {
-        let Some(pairs) = brain::pairs() else {
-            eprintln!("\nSKIPPED: this processor has neither AMX nor AVX-512 BF16\n");
-            return;
-        };
+        brain::tests::each_way(|way| way.into_iter().for_each(gives_the_bytes_of_single_terms));
+    }
+
+    fn gives_the_bytes_of_single_terms(pairs: Pairs) {
         let numbers = |seed: u32, len: usize| -> Vec<f32> {
             (0..len as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0).collect()
         };
