@@ -10,18 +10,21 @@ if [ ! -e "$model" ] && ! make models; then
 fi
 cargo build --release --locked --quiet -p taskvec-science --example language_speed
 venv=${TASKVEC_BENCH_VENV:-target/bench-venv}
-if ! "$venv/bin/python" -c 'import torch, transformers, gguf' 2>/dev/null; then
+if ! "$venv/bin/python" -c 'import torch, transformers, accelerate, gguf' 2>/dev/null; then
     python3 -m venv "$venv" && "$venv/bin/pip" install --quiet 'torch==2.15.*' 'transformers==5.23.*' accelerate gguf numpy ||
         echo "transformers could not be installed into $venv: its rows are missing below"
 fi
 prompts=$(mktemp /tmp/taskvec-prompts-XXXXXX.json)
-trap 'rm -f "$prompts"' EXIT
+said=$(mktemp /tmp/taskvec-said-XXXXXX.txt)
+trap 'rm -f "$prompts" "$said"' EXIT
 for type in f32:float32 bf16:bfloat16; do
     echo "${type%:*}"
     RAYON_NUM_THREADS=$threads target/release/examples/language_speed \
         "$model" "$prompts" "$threads" "${PER_TASK:-10}" 4 "${type%:*}"
-    if "$venv/bin/python" -c 'import torch, transformers, gguf' 2>/dev/null; then
-        "$venv/bin/python" benches/language.py "$model" "$prompts" --threads "$threads" --dtype "${type#*:}" 2>/dev/null
+    if "$venv/bin/python" -c 'import torch, transformers, accelerate, gguf' 2>/dev/null; then
+        # What it says beside its figures is progress, unless it fails.
+        "$venv/bin/python" benches/language.py "$model" "$prompts" --threads "$threads" --dtype "${type#*:}" 2>"$said" ||
+            { echo "transformers: not measured:"; tail -n 3 "$said"; }
     else
         echo "transformers: not measured (not installed in $venv)"
     fi

@@ -10,7 +10,7 @@ use crate::{
 use std::{mem::MaybeUninit, ops::Range};
 
 /// Rows of one piece of work, for which a panel is laid out once. They stream through the second-level cache.
-const ROWS: usize = 2048;
+pub const ROWS: usize = 2048;
 /// Columns of a piece of work are a multiple of this, the width of a panel.
 pub const COLUMNS: usize = 48;
 

@@ -155,32 +155,32 @@ pub unsafe fn tile(rows: usize, vectors: usize, tile: Tile) {
             shape(rows);
         }
         match (rows > ROWS, vectors) {
-            (false, 1) => strip::<1>(tile),
-            (false, 2) => strip::<2>(tile),
-            (false, _) => strip::<3>(tile),
-            (true, 1) => two_strips::<1>(tile),
-            (true, 2) => two_strips::<2>(tile),
-            (true, _) => two_strips::<3>(tile),
+            (false, 1) => strips::<1, false>(tile),
+            (false, 2) => strips::<2, false>(tile),
+            (false, _) => strips::<3, false>(tile),
+            (true, 1) => strips::<1, true>(tile),
+            (true, 2) => strips::<2, true>(tile),
+            (true, _) => strips::<3, true>(tile),
         }
     }
 }
 
-/// Up to `ROWS` rows.
+/// Up to `ROWS` rows, or twice `ROWS` where there is a `LOWER` half: the panel's last vector then serves both halves without being
+/// loaded again, and sums have time to arrive.
 ///
 /// # Safety
 /// As for `tile`.
 #[inline(always)]
-unsafe fn strip<const VECTORS: usize>(tile: Tile) {
+unsafe fn strips<const VECTORS: usize, const LOWER: bool>(tile: Tile) {
     let Tile { mut x, mut panel, depth, out, strides, add } = tile;
     let [x_distance, distance] = [4 * strides[0], 4 * strides[2]];
+    // Only used where there are rows.
+    let lower = out.wrapping_add(ROWS * strides[2]);
     // SAFETY: as the caller promises.
     unsafe {
-        begin::<0>(out, distance, add);
-        if VECTORS > 1 {
-            begin::<1>(out.add(LANES), distance, add);
-        }
-        if VECTORS > 2 {
-            begin::<2>(out.add(2 * LANES), distance, add);
+        begin_strip::<0, 1, 2, VECTORS>(out, distance, add);
+        if LOWER {
+            begin_strip::<3, 4, 5, VECTORS>(lower, distance, add);
         }
         for _ in 0..depth.div_ceil(PAIRS) {
             load::<6>(x, x_distance);
@@ -194,72 +194,63 @@ unsafe fn strip<const VECTORS: usize>(tile: Tile) {
                 load::<7>(panel.add(2 * LANES), PANEL);
                 multiply::<2, 6, 7>();
             }
+            if LOWER {
+                load::<6>(x.add(ROWS * strides[0]), x_distance);
+                if VECTORS > 2 {
+                    multiply::<5, 6, 7>();
+                    load::<7>(panel.add(LANES), PANEL);
+                }
+                if VECTORS > 1 {
+                    multiply::<4, 6, 7>();
+                    load::<7>(panel, PANEL);
+                }
+                multiply::<3, 6, 7>();
+            }
             (x, panel) = (x.wrapping_add(PAIRS), panel.wrapping_add(PAIRS * WIDE));
         }
-        store::<0>(out, distance);
-        if VECTORS > 1 {
-            store::<1>(out.add(LANES), distance);
-        }
-        if VECTORS > 2 {
-            store::<2>(out.add(2 * LANES), distance);
+        store_strip::<0, 1, 2, VECTORS>(out, distance);
+        if LOWER {
+            store_strip::<3, 4, 5, VECTORS>(lower, distance);
         }
     }
 }
 
-/// Twice `ROWS` rows: the panel's last vector serves both halves without being loaded again, and sums have time to arrive.
+/// Begins the sums of a strip of vectors.
 ///
 /// # Safety
-/// As for `tile`.
+/// As for `begin`, of as many vectors.
 #[inline(always)]
-unsafe fn two_strips<const VECTORS: usize>(tile: Tile) {
-    let Tile { mut x, mut panel, depth, out, strides, add } = tile;
-    let [x_distance, distance] = [4 * strides[0], 4 * strides[2]];
+unsafe fn begin_strip<const A: u8, const B: u8, const C: u8, const VECTORS: usize>(
+    out: *const f32,
+    distance: usize,
+    add: bool,
+) {
     // SAFETY: as the caller promises.
     unsafe {
-        let lower = out.add(ROWS * strides[2]);
-        begin::<0>(out, distance, add);
-        begin::<3>(lower, distance, add);
+        begin::<A>(out, distance, add);
         if VECTORS > 1 {
-            begin::<1>(out.add(LANES), distance, add);
-            begin::<4>(lower.add(LANES), distance, add);
+            begin::<B>(out.add(LANES), distance, add);
         }
         if VECTORS > 2 {
-            begin::<2>(out.add(2 * LANES), distance, add);
-            begin::<5>(lower.add(2 * LANES), distance, add);
+            begin::<C>(out.add(2 * LANES), distance, add);
         }
-        for _ in 0..depth.div_ceil(PAIRS) {
-            load::<6>(x, x_distance);
-            load::<7>(panel, PANEL);
-            multiply::<0, 6, 7>();
-            if VECTORS > 1 {
-                load::<7>(panel.add(LANES), PANEL);
-                multiply::<1, 6, 7>();
-            }
-            if VECTORS > 2 {
-                load::<7>(panel.add(2 * LANES), PANEL);
-                multiply::<2, 6, 7>();
-            }
-            load::<6>(x.add(ROWS * strides[0]), x_distance);
-            if VECTORS > 2 {
-                multiply::<5, 6, 7>();
-                load::<7>(panel.add(LANES), PANEL);
-            }
-            if VECTORS > 1 {
-                multiply::<4, 6, 7>();
-                load::<7>(panel, PANEL);
-            }
-            multiply::<3, 6, 7>();
-            (x, panel) = (x.wrapping_add(PAIRS), panel.wrapping_add(PAIRS * WIDE));
-        }
-        store::<0>(out, distance);
-        store::<3>(lower, distance);
+    }
+}
+
+/// Writes them.
+///
+/// # Safety
+/// As for `store`, of as many vectors.
+#[inline(always)]
+unsafe fn store_strip<const A: u8, const B: u8, const C: u8, const VECTORS: usize>(out: *mut f32, distance: usize) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        store::<A>(out, distance);
         if VECTORS > 1 {
-            store::<1>(out.add(LANES), distance);
-            store::<4>(lower.add(LANES), distance);
+            store::<B>(out.add(LANES), distance);
         }
         if VECTORS > 2 {
-            store::<2>(out.add(2 * LANES), distance);
-            store::<5>(lower.add(2 * LANES), distance);
+            store::<C>(out.add(2 * LANES), distance);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Two products with the same rows whose results are joined, element by element, while they are in the first-level cache.
 
 use super::{
-    DEPTH, LANES, Line, PANEL, SPAN, Sums, WIDE, amx, lay_out_panel,
+    DEPTH, LANES, Line, PANEL, SPAN, Sums, WIDE, amx, lay_out_panel, room,
     tiles::{Kernels, Tile},
 };
 use crate::{
@@ -9,14 +9,12 @@ use crate::{
     brain::{self, Factor, Pairs},
     gated::{gelu_rounded, silu_rounded},
     par::{self, Shared},
-    weight::{Brain, Elements, Left, Weight},
+    weight::{Brain, Elements, Left, ROWS, Weight},
 };
 use std::ops::Range;
 
 /// Pairs of the terms of one sum, at most.
 const MOST: usize = SPAN * DEPTH;
-/// Rows that panels are laid out for, at most.
-const ROWS: usize = 2048;
 /// Panels of each weight that rows are multiplied with before the next rows.
 const PANELS: usize = 2;
 
@@ -67,10 +65,7 @@ impl Piece<'_> {
     fn compute(&self, rows: Range<usize>, columns: Range<usize>) {
         let depth = self.weights[0].depth;
         let lines = depth.next_multiple_of(amx::PAIRS) * WIDE / LANES;
-        let mut room = PANEL.take();
-        if room.len() < 2 * PANELS * lines {
-            room.resize(2 * PANELS * lines, Line { _elements: [0.0; LANES] });
-        }
+        let mut room = room(PANEL.take(), 2 * PANELS * lines);
         let mut both = Vec::with_capacity(PANELS);
         for (room, first) in room.chunks_exact_mut(2 * lines).zip(columns.clone().step_by(WIDE)) {
             let columns = first..columns.end.min(first + WIDE);
