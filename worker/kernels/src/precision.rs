@@ -2,7 +2,7 @@
 
 use crate::{
     brain::{self, Pairs},
-    dispatch::dispatch,
+    buffer::unread,
     rounding,
     transpose::SIDE,
     weight::{Elements, Left},
@@ -49,7 +49,7 @@ thread_local! {
 impl Precision {
     /// Bits of an f32 that are dropped.
     #[inline(always)]
-    fn dropped(self) -> u32 {
+    pub(crate) fn dropped(self) -> u32 {
         match self {
             Self::F32 => 0,
             Self::Tf32 => 13,
@@ -81,7 +81,7 @@ impl Precision {
         FACTORS.with_borrow_mut(|[x, y]| {
             let Some(pairs) = pairs else {
                 for (to, from) in [(&mut *x, a), (&mut *y, b)] {
-                    round::<f32>(from, room(to, from.len()), self.dropped());
+                    rounding::round::<f32>(from, unread(room(to, from.len())), self.dropped());
                 }
                 let (x, y) = (of_a.left(&x[..a.len()], depth), &y[..b.len()]);
                 return then(x, if self == Self::Bf16 { Elements::Widened(y) } else { Elements::Same(y) });
@@ -124,18 +124,11 @@ fn pair_left<'a>(pairs: Pairs, (x, terms): (&[f32], Terms), depth: usize, to: &'
 }
 
 #[inline(always)]
-fn nearest(x: f32, dropped: u32) -> f32 {
+pub(crate) fn nearest(x: f32, dropped: u32) -> f32 {
     let bits = x.to_bits();
     // Half of the last place that is kept, less one where that is even already. A NaN stays one, with few bits too.
     let near = bits.wrapping_add((1 << (dropped - 1)) - 1 + (bits >> dropped & 1));
     f32::from_bits((if x.is_nan() { bits | 0x40_0000 } else { near }) >> dropped << dropped)
-}
-
-dispatch! {
-    #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
-    fn round<T: Float, M: Isa>(from: &[f32], to: &mut [f32], dropped: u32) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = nearest(*from, dropped));
-    }
 }
 
 #[cfg(test)]

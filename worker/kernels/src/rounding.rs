@@ -1,11 +1,12 @@
 //! Rounding to bf16, to the nearest and to even where two are as near, in the orders that products want.
 
 use crate::{
+    Precision,
     brain::Pairs,
     buffer::{filled, unread},
     dispatch::dispatch,
     par,
-    precision::Terms,
+    precision::{Terms, nearest},
     transpose::{SIDE, transpose},
     weight::Brain,
 };
@@ -105,7 +106,9 @@ pub fn brains(x: &[f32]) -> Vec<Brain> {
 /// The same, as f32.
 pub fn rounded(x: &[f32]) -> Vec<f32> {
     let fill = |out: &mut [MaybeUninit<f32>]| {
-        par::each(x.len(), out.chunks_mut(CHUNK).zip(x.chunks(CHUNK)), |(out, x)| round::<f32>(x, out));
+        par::each(x.len(), out.chunks_mut(CHUNK).zip(x.chunks(CHUNK)), |(out, x)| {
+            round::<f32>(x, out, Precision::Bf16.dropped());
+        });
     };
     // SAFETY: chunks of as many elements; `round` writes all of each.
     unsafe { filled(x.len(), fill).0 }
@@ -159,11 +162,20 @@ macro_rules! each {
         }
     };
 }
-each! { fn round(f32) -> f32: |x| Brain::nearest(x).value() }
 each! { pub fn round_brains(f32) -> Brain: Brain::nearest }
 each! { fn widen(Brain) -> f32: |x: Brain| x.value() }
 each! { fn round_pairs([f32; 2]) -> f32: |[first, second]: [f32; 2]| both(Brain::nearest(first), Brain::nearest(second)) }
 each! { fn pair_brains([Brain; 2]) -> f32: |[first, second]: [Brain; 2]| both(first, second) }
+
+dispatch! {
+    /// Numbers as f32 that lack so many of its bits.
+    #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
+    pub fn round<T: Float, M: Isa>(x: &[f32], out: &mut [MaybeUninit<f32>], dropped: u32) {
+        for (out, x) in out.iter_mut().zip(x) {
+            out.write(nearest(*x, dropped));
+        }
+    }
+}
 
 dispatch! {
     #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
