@@ -9,7 +9,7 @@ use crate::{
     attend_block::{Inputs, KEYS, Keys, Lanes, Scratch, blocks, vectors},
     buffer::{Rows, filled, read, read_rows},
     dispatch::{Isa, dispatch},
-    float::{Float, LANES, lane_sum},
+    float::{Float, LANES},
     linear::Gradients,
     par::{self, Shared},
     tile::{Left, Wanted, add_product, product},
@@ -117,7 +117,7 @@ impl<T: Float> Slopes<T> {
             let (query, head) = block.at(lane);
             let [grad, out] = [given.grad, given.out].map(|rows| &rows.row(query)[head * dim..][..dim]);
             self.grad[lane * wide..][..dim].copy_from_slice(grad);
-            self.means[lane] = lane_sum([grad, out], |[grad, out]| grad * out);
+            self.means[lane] = I::sum([grad, out], |[grad, out]| grad * out);
             let kept = &given.kept[(query * inputs.heads() + head) * 2..][..2];
             scratch.largest.as_flattened_mut()[lane] = kept[0];
             scratch.sums.as_flattened_mut()[lane] = kept[1];

@@ -173,6 +173,12 @@ fn at_mut<T>(matrix: &mut [T], key: usize, first: usize, size: Size) -> &mut [T;
     matrix[from..].first_chunk_mut().expect("rows are whole vectors")
 }
 
+/// Does the query in a lane see a key? Compared in numbers as wide as f32.
+#[inline(always)]
+fn sees(first: usize, lane: usize, key: usize) -> bool {
+    first as u32 + lane as u32 >= key as u32
+}
+
 /// Softmax over the keys that each query sees, zeros behind them up to the next whole vector of keys.
 #[inline(always)]
 fn causal_softmax<T: Float, I: Isa>(scores: &mut [T], size: Size) {
@@ -182,7 +188,7 @@ fn causal_softmax<T: Float, I: Isa>(scores: &mut [T], size: Size) {
         for key in 1..keys {
             let scores = at(scores, key, first, size);
             for lane in 0..LANES {
-                let larger = (first + lane >= key) & (scores[lane] > largest[lane]);
+                let larger = sees(first, lane, key) & (scores[lane] > largest[lane]);
                 largest[lane] = if larger { scores[lane] } else { largest[lane] };
             }
         }
@@ -191,11 +197,11 @@ fn causal_softmax<T: Float, I: Isa>(scores: &mut [T], size: Size) {
             let (scores, sums) = (at_mut(scores, key, first, size), &mut sums[key % LANES]);
             for lane in 0..LANES {
                 let e = (scores[lane] - largest[lane]).exponential::<I>();
-                scores[lane] = if first + lane >= key { e } else { T::zero() };
+                scores[lane] = if sees(first, lane, key) { e } else { T::zero() };
                 sums[lane] += scores[lane];
             }
         }
-        let mut scale = tree_of_lanes(sums);
+        let mut scale = tree_of_lanes(&sums);
         for scale in &mut scale {
             *scale = T::one() / *scale;
         }
@@ -299,7 +305,7 @@ fn softmax_slopes<T: Float>(slopes: &mut [T], probabilities: &[T], size: Size) {
                 sums[lane] += slopes[lane] * p[lane];
             }
         }
-        let mean = tree_of_lanes(sums);
+        let mean = tree_of_lanes(&sums);
         for key in 0..keys {
             let (slopes, p) = (at_mut(slopes, key, first, size), at(probabilities, key, first, size));
             for lane in 0..LANES {

@@ -6,7 +6,7 @@
 use crate::{
     buffer::{by_dtype, element_type, filled, in_rows, read, read_rows, rows, stored},
     dispatch::dispatch,
-    float::{Float, lane_max, lane_sum},
+    float::{Float, lane_max},
     par,
 };
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, WithDType};
@@ -91,7 +91,7 @@ dispatch! {
         let largest = lane_max(row);
         let mut sum = 0.0;
         for piece in row.chunks(PIECE) {
-            sum += lane_sum([piece], |[x]| (x - largest).exponential::<I>()).to_f64();
+            sum += I::sum([piece], |[x]| (x - largest).exponential::<I>()).to_f64();
         }
         (largest.to_f64(), sum)
     }

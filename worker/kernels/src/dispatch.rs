@@ -4,7 +4,7 @@
 //! loops for SSE2 only, a quarter (AVX2) or an eighth (AVX-512) of what the machine can do.
 
 use crate::{
-    float::Float,
+    float::{Float, lane_sum, tree_sum},
     tile::{Operands, Sums},
     transpose::{self, SIDE},
 };
@@ -26,6 +26,9 @@ pub trait Isa {
     /// # Safety
     /// As for `transpose::plain`, on a machine that has the instruction set.
     unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize);
+
+    /// `Σ term(…)` over the elements of equally long slices, in the same order on every machine.
+    fn sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T;
 }
 
 /// Any processor.
@@ -47,6 +50,11 @@ impl Isa for Plain {
     unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize) {
         // SAFETY: as the caller promises.
         unsafe { transpose::plain(rows, to, distance) }
+    }
+
+    #[inline(always)]
+    fn sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T {
+        lane_sum(slices, term, tree_sum)
     }
 }
 
@@ -72,6 +80,12 @@ macro_rules! x86 {
             unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize) {
                 // SAFETY: as the caller promises; AVX-512 has AVX2.
                 unsafe { T::transpose_avx2(rows, to, distance) }
+            }
+
+            #[inline(always)]
+            fn sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T {
+                // SAFETY: this is called on a machine that has the instruction set; AVX-512 has AVX2.
+                lane_sum(slices, term, |lanes| unsafe { T::tree_avx2(lanes) })
             }
         }
     };

@@ -59,6 +59,16 @@ pub trait Float: WithDType {
         unsafe { transpose::plain(rows, to, distance) }
     }
 
+    /// [`tree_sum`].
+    ///
+    /// # Safety
+    /// The machine has AVX2.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn tree_avx2(lanes: &[Self; LANES]) -> Self {
+        tree_sum(lanes)
+    }
+
     /// Computes a piece of a product by panels (see [`crate::panel`]); false where there is no such way.
     #[inline(always)]
     fn by_panels(_: &Block<'_, Self>) -> bool {
@@ -100,6 +110,13 @@ impl Float for f32 {
     unsafe fn transpose_avx2(rows: [*const Self; SIDE], to: *mut Self, distance: usize) {
         // SAFETY: as the caller promises.
         unsafe { transpose::avx2(rows, to, distance) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn tree_avx2(lanes: &[Self; LANES]) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { tree_avx2(lanes) }
     }
 
     fn by_brains(x: &[Self], weight: Weight<'_, Self>, added: Added<'_, Self>) -> Vec<Self> {
@@ -217,7 +234,8 @@ impl Float for f64 {
 
 /// Adds partial sums as a tree: always in the same order.
 #[inline(always)]
-pub fn tree_sum<T: Float>(mut lanes: [T; LANES]) -> T {
+pub fn tree_sum<T: Float>(lanes: &[T; LANES]) -> T {
+    let mut lanes = *lanes;
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -228,40 +246,65 @@ pub fn tree_sum<T: Float>(mut lanes: [T; LANES]) -> T {
     lanes[0]
 }
 
-/// Of each lane the sum over vectors, added up as [`lane_sum`] adds up the elements of one.
-#[inline(always)]
-pub fn tree_of_lanes<T: Float>(mut vectors: [[T; LANES]; LANES]) -> [T; LANES] {
-    let mut half = LANES / 2;
-    while half > 0 {
-        let (to, from) = vectors.split_at_mut(half);
-        for (to, from) in to.iter_mut().zip(from) {
-            for lane in 0..LANES {
-                to[lane] += from[lane];
-            }
-        }
-        half /= 2;
-    }
-    vectors[0]
+/// The same, by hand: of a tree that it sees through, the compiler takes vectors of two for the loop that fed it.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn tree_avx2(lanes: &[f32; LANES]) -> f32 {
+    use std::arch::x86_64::*;
+    // SAFETY: there are two vectors of eight.
+    let [low, high] = unsafe { [_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(LANES / 2))] };
+    let eight = _mm256_add_ps(low, high);
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-/// `Σ term(…)` over the elements of equally long slices, in `LANES` partial sums.
+/// `a + b` by lane.
 #[inline(always)]
-pub fn lane_sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T {
+fn plus<T: Float>(mut a: [T; LANES], b: [T; LANES]) -> [T; LANES] {
+    for lane in 0..LANES {
+        a[lane] += b[lane];
+    }
+    a
+}
+
+/// Of each lane the sum over vectors, added up as [`Isa::sum`] adds up the elements of one.
+///
+/// Written out, since the compiler makes a loop over the vectors one of gathers and scatters.
+#[inline(always)]
+pub fn tree_of_lanes<T: Float>(v: &[[T; LANES]; LANES]) -> [T; LANES] {
+    let [a, b, c, d] = [plus(v[0], v[8]), plus(v[1], v[9]), plus(v[2], v[10]), plus(v[3], v[11])];
+    let [e, f, g, h] = [plus(v[4], v[12]), plus(v[5], v[13]), plus(v[6], v[14]), plus(v[7], v[15])];
+    let [a, b, c, d] = [plus(a, e), plus(b, f), plus(c, g), plus(d, h)];
+    plus(plus(a, c), plus(b, d))
+}
+
+/// `Σ term(…)` over the elements of equally long slices, in `LANES` partial sums, which `tree` adds up.
+///
+/// Elements are taken a vector at a time, since the compiler vectorises nothing across those that are read one by one.
+#[inline(always)]
+pub fn lane_sum<S: Float, T: Float, const N: usize>(
+    slices: [&[S]; N],
+    term: impl Fn([S; N]) -> T,
+    tree: impl Fn(&[T; LANES]) -> T,
+) -> T {
     let len = slices[0].len();
     assert!(slices.iter().all(|s| s.len() == len));
-    // SAFETY: only called below with `i` under the length that all slices have.
-    let at = |i: usize| term(std::array::from_fn(|k| unsafe { *slices[k].get_unchecked(i) }));
+    let parts = slices.map(|slice| slice.as_chunks::<LANES>());
     let mut lanes = [T::zero(); LANES];
-    let whole = len - len % LANES;
-    for start in (0..whole).step_by(LANES) {
+    for i in 0..len / LANES {
+        // SAFETY: each slice has as many whole vectors.
+        let vectors: [&[S; LANES]; N] = std::array::from_fn(|k| unsafe { parts[k].0.get_unchecked(i) });
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += at(start + lane);
+            *sum += term(std::array::from_fn(|k| vectors[k][lane]));
         }
     }
-    for i in whole..len {
-        lanes[i - whole] += at(i);
+    for (i, sum) in lanes.iter_mut().enumerate().take(len % LANES) {
+        // SAFETY: so many are left of each slice.
+        *sum += term(std::array::from_fn(|k| unsafe { *parts[k].1.get_unchecked(i) }));
     }
-    tree_sum(lanes)
+    tree(&lanes)
 }
 
 /// The largest element, in `LANES` partial maxima; where there is a NaN, that or another.
@@ -306,11 +349,28 @@ mod tests {
         assert!(f32::NAN.hyperbolic_tangent::<Plain>().is_nan());
     }
 
+    /// Of numbers whose sum depends on the order, and in all ways that the machine has.
+    #[test]
+    fn sums_are_the_same_tree_everywhere() {
+        let numbers = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 1_000.0;
+        let vectors: [[f32; LANES]; LANES] =
+            std::array::from_fn(|v| std::array::from_fn(|lane| numbers(v * LANES + lane)));
+        let column = |lane: usize| std::array::from_fn(|v| vectors[v][lane]);
+        let want: [f32; LANES] = std::array::from_fn(|lane| tree_sum(&column(lane)));
+        assert_ne!(want, std::array::from_fn(|lane| column(lane).iter().sum::<f32>()), "any order gives it");
+        assert_eq!(tree_of_lanes(&vectors), want);
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the machine has AVX2.
+            assert_eq!(std::array::from_fn(|lane| unsafe { f32::tree_avx2(&column(lane)) }), want);
+        }
+    }
+
     #[test]
     fn lane_sums_cover_whole_vectors_and_the_rest() {
         for n in [0, 1, 15, 16, 17, 100] {
             let x: Vec<f64> = (1..=n).map(f64::from).collect();
-            assert_eq!(lane_sum([&x, &x], |[a, b]| a * b), x.iter().map(|x| x * x).sum::<f64>());
+            assert_eq!(Plain::sum([&x, &x], |[a, b]| a * b), x.iter().map(|x| x * x).sum::<f64>());
             assert!((0..x.len()).all(|i| lane_max(&[&x[i..], &x[..i]].concat()) == f64::from(n)));
         }
     }

@@ -3,7 +3,7 @@
 use crate::{
     buffer::{by_dtype, element_type, elements, filled, read, stored},
     dispatch::{Isa, dispatch},
-    float::{Float, lane_sum},
+    float::Float,
     linear::{Gradients, sum_partials},
     par,
 };
@@ -88,8 +88,8 @@ fn backward<T: Float>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, grad
 #[inline(always)]
 fn moments<T: Float, I: Isa>(row: &[T], eps: T) -> (T, T) {
     let n = T::of(row.len() as f64);
-    let mean = lane_sum([row], |[x]| x) / n;
-    let variance = lane_sum([row], |[x]| (x - mean) * (x - mean)) / n;
+    let mean = I::sum([row], |[x]| x) / n;
+    let variance = I::sum([row], |[x]| (x - mean) * (x - mean)) / n;
     (mean, T::one() / (variance + eps).square_root())
 }
 
@@ -153,8 +153,8 @@ fn each_row<T: Float, I: Isa, D>(
     let (dweight, dbias) = (&mut dweight[..d], &mut dbias[..d]);
     for ((row, g), dx) in x.chunks_exact(d).zip(grad.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
         let (mean, scale) = moments::<T, I>(row, eps);
-        let mean_h = lane_sum([g, weight], |[g, w]| g * w) / n;
-        let mean_hx = lane_sum([g, weight, row], |[g, w, x]| g * w * ((x - mean) * scale)) / n;
+        let mean_h = I::sum([g, weight], |[g, w]| g * w) / n;
+        let mean_hx = I::sum([g, weight, row], |[g, w, x]| g * w * ((x - mean) * scale)) / n;
         for i in 0..d {
             let normal = (row[i] - mean) * scale;
             dweight[i] = I::mul_add(g[i], normal, dweight[i]);

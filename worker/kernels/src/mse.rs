@@ -2,7 +2,8 @@
 
 use crate::{
     buffer::{by_dtype, element_type, elements, read, stored},
-    float::{Float, lane_sum},
+    dispatch::{Isa, Plain},
+    float::Float,
 };
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
 
@@ -30,7 +31,7 @@ impl CustomOp2 for MeanSquaredError {
     ) -> Result<(CpuStorage, Shape)> {
         by_dtype!(element_type(pred), self.name(), T => {
             let (pred, target) = (elements::<T>(pred, pred_layout)?, elements::<T>(target, target_layout)?);
-            let total: f64 = lane_sum([pred, target], |[pred, target]| {
+            let total: f64 = Plain::sum([pred, target], |[pred, target]| {
                 let error = pred.to_f64() - target.to_f64();
                 error * error
             });

@@ -7,13 +7,15 @@
 
 pub mod amx;
 pub mod gated;
+mod lay_out;
 mod tiles;
+mod turned;
 
 use crate::{
     float::LANES,
-    transpose::{self, Element, InMemory, SIDE},
-    weight::{Block, COLUMNS, Elements, Order, Weight},
+    weight::{Block, COLUMNS, Elements, Left, Weight},
 };
+use lay_out::{Panel, panels};
 use std::{arch::x86_64::*, cell::Cell, ops::Range};
 use tiles::{Kernels, Tile, kernels};
 
@@ -49,15 +51,16 @@ pub fn product(block: &Block<'_, f32>) -> bool {
     // Few rows do not pay for a panel that has left the first-level cache when they come.
     let long = if block.rows.len() > TALL { long } else { deep };
     let lines = sums.lines(long.min(depth));
-    let panels = kernels.panels(lines * size_of::<Line>()).min(block.columns.len().div_ceil(WIDE));
+    let at_a_time = kernels.panels(lines * size_of::<Line>(), block.columns.len().div_ceil(WIDE));
     // Taken: while this thread waits for another it may begin another product.
-    let mut room = room(PANEL.take(), panels * lines);
+    let mut room = room(PANEL.take(), at_a_time * lines);
     for start in (0..depth).step_by(long) {
         let terms = start..depth.min(start + long);
-        for first in block.columns.clone().step_by(panels * WIDE) {
-            let columns = first..block.columns.end.min(first + panels * WIDE);
-            let panels = lay_out_all(&block.weight, kernels, terms.clone(), columns, room.chunks_exact_mut(lines));
-            Part { block, kernels, terms: terms.clone(), deep, panels: &panels }.multiply_rows(block.rows.clone());
+        for first in block.columns.clone().step_by(at_a_time * WIDE) {
+            let columns = first..block.columns.end.min(first + at_a_time * WIDE);
+            let rows = block.rows.clone();
+            let panels = panels(&block.weight, kernels, rows.len(), [terms.clone(), columns], &mut room, lines);
+            Part { block, kernels, terms: terms.clone(), deep, panels: &panels }.multiply_rows(rows);
         }
     }
     PANEL.set(room);
@@ -81,9 +84,9 @@ pub fn products<'a>(
         return false;
     }
     let mut room = room(PANEL.take(), count * lines);
-    let panels = lay_out_all(weight, kernels, 0..weight.depth, 0..weight.columns, room.chunks_exact_mut(lines));
+    let panels = panels(weight, kernels, usize::MAX, [0..weight.depth, 0..weight.columns], &mut room, lines);
     for block in blocks {
-        for panels in panels.chunks(kernels.panels(lines * size_of::<Line>())) {
+        for panels in panels.chunks(kernels.panels(lines * size_of::<Line>(), count)) {
             let part = Part { block: &block, kernels, terms: 0..weight.depth, deep, panels };
             part.multiply_rows(block.rows.clone());
         }
@@ -135,10 +138,27 @@ fn deep(depth: usize) -> usize {
     depth.div_ceil(depth.div_ceil(DEPTH)).next_multiple_of(LANES / 2)
 }
 
-/// Some columns of the weight, laid out.
-struct Panel<'a> {
-    lines: &'a [Line],
-    columns: Range<usize>,
+/// The rows that are multiplied, from the first of the terms on.
+struct Rows<'a> {
+    elements: &'a [f32],
+    first: usize,
+    /// Distance between the beginnings of two rows that tiles begin with.
+    apart: usize,
+    /// Distances between the rows and the terms of a tile.
+    strides: [usize; 2],
+}
+
+impl<'a> Rows<'a> {
+    fn as_they_are(Left(elements, row, term): Left<'a, f32>, start: usize) -> Self {
+        Self { elements: &elements[start * term..], first: 0, apart: row, strides: [row, term] }
+    }
+
+    /// From the first of some rows of one tile on, as far as they and `terms` terms reach.
+    #[inline(always)]
+    fn tile(&self, rows: Range<usize>, terms: usize) -> &'a [f32] {
+        let [row, term] = self.strides;
+        &self.elements[(rows.start - self.first) * self.apart..][..(rows.len() - 1) * row + (terms - 1) * term + 1]
+    }
 }
 
 /// The product of a block's rows with some panels.
@@ -169,30 +189,36 @@ impl Part<'_> {
     fn multiply(&self, rows: Range<usize>) {
         // Sums are added up in the first-level cache: the result is far away.
         let mut sums: Sums = [[0.0; WIDE]; 2 * amx::ROWS];
-        let tiles = || {
+        let mut tiles = |left: &Rows<'_>, rows: Range<usize>| {
             let mut first = rows.start;
             while first < rows.end {
                 let end = first + self.kernels.tall(rows.end - first);
-                self.panels.iter().for_each(|panel| self.tile(first..end, panel, &mut sums));
+                self.panels.iter().for_each(|panel| self.tile(left, first..end, panel, &mut sums));
                 first = end;
             }
         };
-        // SAFETY: a tile computes nothing but itself.
-        unsafe { self.kernels.with(tiles) }
+        if self.block.x.2 == 1 {
+            let left = Rows::as_they_are(self.block.x, self.terms.start);
+            // SAFETY: a tile computes nothing but itself.
+            unsafe { self.kernels.with(|| tiles(&left, rows)) }
+        } else {
+            turned::some_at_a_time(self.block.x, rows, self.terms.clone(), tiles);
+        }
     }
 
     /// As many rows as a tile has; `sums` are used where the result is not written at once.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn tile(&self, rows: Range<usize>, Panel { lines, columns }: &Panel<'_>, sums: &mut Sums) {
-        let Self { block, kernels, terms, deep, .. } = self;
+    fn tile(&self, left: &Rows<'_>, rows: Range<usize>, panel: &Panel<'_>, sums: &mut Sums) {
+        let (Self { block, kernels, terms, deep, .. }, Panel { elements, apart, columns }) = (self, panel);
         let whole = terms.len().next_multiple_of(kernels.whole());
-        assert!(whole * WIDE <= lines.len() * LANES && terms.end <= block.weight.depth);
+        let vectors = columns.len().div_ceil(LANES);
+        assert!((whole - 1) * apart + vectors * LANES <= elements.len() && terms.end <= block.weight.depth);
         let (begins, ends) = (terms.start == 0, terms.end == block.weight.depth);
-        let shape = [rows.len(), columns.len().div_ceil(LANES)];
-        let x = block.x.part([rows.start, terms.start], [rows.len(), whole]).as_ptr();
-        let panel = lines.as_ptr().cast::<f32>();
-        let strides = |to: usize| [block.x.1, block.x.2, to];
+        let shape = [rows.len(), vectors];
+        let x = left.tile(rows.clone(), whole).as_ptr();
+        let panel = elements.as_ptr();
+        let strides = |to: usize| [left.strides[0], left.strides[1], *apart, to];
         if begins && terms.len() <= *deep && columns.len().is_multiple_of(LANES) && block.adds_nothing() {
             let (out, distance) = block.place(rows, columns.clone());
             let tile = Tile { x, panel, depth: terms.len(), out, strides: strides(distance), add: false };
@@ -209,7 +235,7 @@ impl Part<'_> {
             let (depth, add) = ((*deep).min(terms.len() - from), from > 0 || !begins);
             // SAFETY: as above, with a place that no tile is larger than; the first terms wrote it where it is added to.
             unsafe {
-                let (x, panel) = (x.add(from * block.x.2), panel.add(from * WIDE));
+                let (x, panel) = (x.add(from * left.strides[1]), panel.add(from * apart));
                 kernels
                     .run(shape, Tile { x, panel, depth, out: sums.as_mut_ptr().cast(), strides: strides(WIDE), add });
             }
@@ -235,107 +261,49 @@ fn fetch((out, distance): (*mut f32, usize), rows: usize) {
     }
 }
 
-/// Lays out panels of some columns, in as much room for each.
-fn lay_out_all<'a>(
-    weight: &Weight<'_, f32>,
-    kernels: Kernels,
-    terms: Range<usize>,
-    columns: Range<usize>,
-    room: impl Iterator<Item = &'a mut [Line]>,
-) -> Vec<Panel<'a>> {
-    let panels = columns.clone().step_by(WIDE).zip(room).map(|(first, lines)| {
-        let columns = first..columns.end.min(first + WIDE);
-        // SAFETY: the machine has AVX2, as it has kernels.
-        unsafe { lay_out_panel(weight, kernels, terms.clone(), columns.clone(), lines) };
-        Panel { lines, columns }
-    });
-    panels.collect()
-}
+#[cfg(test)]
+mod tests {
+    use crate::weight::{self, Elements, Left, Order, Weight};
 
-/// Lays out a panel, with zeros behind terms that are no whole block.
-#[target_feature(enable = "avx2")]
-fn lay_out_panel(
-    weight: &Weight<'_, f32>,
-    kernels: Kernels,
-    terms: Range<usize>,
-    columns: Range<usize>,
-    panel: &mut [Line],
-) {
-    let (end, whole) = (terms.len(), terms.len().next_multiple_of(kernels.whole()));
-    panel[end * WIDE / LANES..whole * WIDE / LANES].fill(Line { _elements: [0.0; LANES] });
-    match (weight.elements, kernels) {
-        (Elements::Same(elements) | Elements::Widened(elements) | Elements::PairBits(elements), _) => {
-            lay_out(elements, weight, terms, columns, panel);
-        }
-        (Elements::Brain(elements), _) => lay_out(elements, weight, terms, columns, panel),
-        (Elements::Pairs(elements), Kernels::Vectors(_)) => lay_out(elements, weight, terms, columns, panel),
-        (Elements::Pairs(elements), Kernels::Amx) => lay_out(InMemory::of(elements), weight, terms, columns, panel),
+    fn numbers(seed: u32, len: usize) -> Vec<f32> {
+        (0..len as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0).collect()
     }
-}
 
-/// Lays out the weights of some terms and columns as rows of `WIDE`. Columns that are missing are left as they are, and
-/// what is computed from them is not used.
-#[target_feature(enable = "avx2")]
-fn lay_out<E: Element>(
-    elements: &[E],
-    weight: &Weight<'_, f32>,
-    terms: Range<usize>,
-    columns: Range<usize>,
-    panel: &mut [Line],
-) {
-    // SAFETY: a line is an array of its elements.
-    let panel = unsafe { std::slice::from_raw_parts_mut(panel.as_mut_ptr().cast::<f32>(), panel.len() * LANES) };
-    match weight.order {
-        Order::ByTerm => {
-            for (term, panel) in terms.zip(panel.chunks_exact_mut(WIDE)) {
-                let weights = &elements[term * weight.columns..][columns.clone()];
-                // A known length makes this a few vectors instead of a call.
-                match <&[E; WIDE]>::try_from(weights) {
-                    Ok(weights) => (0..WIDE).for_each(|i| panel[i] = weights[i].widened()),
-                    Err(_) => panel.iter_mut().zip(weights).for_each(|(to, from)| *to = from.widened()),
+    /// (columns, rows) of (rows, columns).
+    fn turned(x: &[f32], columns: usize) -> Vec<f32> {
+        (0..x.len()).map(|i| x[i % (x.len() / columns) * columns + i / (x.len() / columns)]).collect()
+    }
+
+    /// Rows as they are or turned, weights by column or by term, few rows (whose weight may stay where it is) or many: of sizes
+    /// that are multiples of a tile and that are not, and of sums of one part and several.
+    #[test]
+    fn the_way_factors_lie_changes_no_byte() {
+        for (rows, depth, columns) in
+            [(1, 1, 1), (9, 300, 50), (67, 70, 64), (128, 240, 96), (129, 624, 48), (203, 1700, 16)]
+        {
+            let (x, w) = (numbers(1, rows * depth), numbers(2, depth * columns));
+            let (across, by_term) = (turned(&x, depth), turned(&w, depth));
+            let product = |x: Left<'_, f32>, w: &[f32], order: Order, at_a_time: usize| {
+                let mut out = vec![f32::NAN; rows * columns];
+                let weight = Weight { elements: Elements::Same(w), depth, columns, order };
+                weight::alone(x, weight, &mut out, at_a_time, |_, _| {});
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let want = product(Left(&x, depth, 1), &w, Order::ByColumn, rows);
+            for x in [Left(&x, depth, 1), Left(&across, 1, rows)] {
+                for (w, order) in [(&w, Order::ByColumn), (&by_term, Order::ByTerm)] {
+                    for at_a_time in [rows, 24, 7] {
+                        assert!(product(x, w, order, at_a_time) == want, "{rows} × {depth} × {columns}, {at_a_time}");
+                    }
                 }
             }
-        }
-        Order::ByColumn => {
-            for (i, first) in columns.clone().step_by(SIDE).enumerate() {
-                let rows = elements[first * weight.depth..columns.end.min(first + SIDE) * weight.depth]
-                    .chunks_exact(weight.depth)
-                    .map(|row| &row[terms.clone()]);
-                lay_out_columns(rows, weight.depth, &mut panel[i * SIDE..]);
+            for (i, &bits) in want.iter().enumerate() {
+                let term = |t: usize| f64::from(x[i / columns * depth + t]) * f64::from(w[i % columns * depth + t]);
+                let (exact, size) = (0..depth).map(term).fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                // Each term is rounded and added at most `depth` times.
+                let bound = depth as f64 * f64::from(f32::EPSILON) / 2.0 * size;
+                assert!((f64::from(f32::from_bits(bits)) - exact).abs() <= bound, "{rows} × {depth} × {columns}");
             }
-        }
-    }
-}
-
-/// Up to `SIDE` columns of a panel from as many rows, which lie at a distance.
-#[inline(always)]
-fn lay_out_columns<'a, E: Element + 'a>(
-    rows: impl ExactSizeIterator<Item = &'a [E]>,
-    distance: usize,
-    panel: &mut [f32],
-) {
-    let mut columns: [&[E]; SIDE] = [&[]; SIDE];
-    let count = rows.len();
-    columns.iter_mut().zip(rows).for_each(|(column, row)| *column = row);
-    let terms = columns[0].len();
-    let whole = if count == SIDE { terms / SIDE * SIDE } else { 0 };
-    for term in (0..whole).step_by(SIDE) {
-        let to = &mut panel[term * WIDE..][..(SIDE - 1) * WIDE + SIDE];
-        let from = columns.map(|column| column[term..term + SIDE].as_ptr());
-        if term % LANES == 0 {
-            // The columns after these, likely the next to be laid out, come from memory when there are few rows.
-            for from in from {
-                // SAFETY: a hint, whatever the address; SSE is part of the target.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SIDE * distance).cast()) };
-            }
-        }
-        // SAFETY: each column has eight elements from `term`, and `to` has eight rows of eight, `WIDE` apart. Only
-        // called with AVX2.
-        unsafe { transpose::avx2(from, to.as_mut_ptr(), WIDE) };
-    }
-    for (i, column) in columns.iter().enumerate().take(count) {
-        for (term, value) in column.iter().enumerate().skip(whole) {
-            panel[term * WIDE + i] = value.widened();
         }
     }
 }

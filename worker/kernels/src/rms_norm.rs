@@ -4,8 +4,8 @@ use crate::{
     buffer::{
         Rows, by_dtype, element_type, elements, filled, in_rows, read, read_rows, rows, stored, stored_brains, unread,
     },
-    dispatch::dispatch,
-    float::{Float, lane_sum},
+    dispatch::{Isa, dispatch},
+    float::Float,
     linear::sum_partials,
     par,
     rounded::without_gradient,
@@ -144,8 +144,8 @@ fn backward<T: Float>(
 
 /// 1/√(mean(x²) + eps) of a row.
 #[inline(always)]
-fn factor<T: Float>(row: &[T], eps: T) -> T {
-    let mean = lane_sum([row], |[x]| x * x) / T::of(row.len() as f64);
+fn factor<T: Float, I: Isa>(row: &[T], eps: T) -> T {
+    let mean = I::sum([row], |[x]| x * x) / T::of(row.len() as f64);
     T::one() / (mean + eps).square_root()
 }
 
@@ -154,7 +154,7 @@ dispatch! {
     fn forward<T: Float, I: Isa>(x: Rows<'_, T>, start: usize, weight: &[T], eps: T, out: &mut [MaybeUninit<T>]) {
         for (i, out) in out.chunks_exact_mut(weight.len()).enumerate() {
             let row = x.row(start + i);
-            let scale = factor(row, eps);
+            let scale = factor::<T, I>(row, eps);
             for ((out, &x), &weight) in out.iter_mut().zip(row).zip(weight) {
                 out.write(x * scale * weight);
             }
@@ -175,8 +175,8 @@ dispatch! {
         let d = weight.len();
         for (i, (g, dx)) in grad.chunks_exact(d).zip(dx.chunks_exact_mut(d)).enumerate() {
             let row = x.row(start + i);
-            let scale = factor(row, eps);
-            let mean = lane_sum([g, weight, row], |[g, w, x]| g * w * (x * scale)) / T::of(d as f64);
+            let scale = factor::<T, I>(row, eps);
+            let mean = I::sum([g, weight, row], |[g, w, x]| g * w * (x * scale)) / T::of(d as f64);
             for (((dx, &g), &w), &x) in dx.iter_mut().zip(g).zip(weight).zip(row) {
                 dx.write((g * w - x * scale * mean) * scale);
             }
@@ -189,7 +189,7 @@ dispatch! {
     fn weight_slopes<T: Float, I: Isa>(x: Rows<'_, T>, start: usize, grad: &[T], eps: T, sums: &mut [T]) {
         for (i, g) in grad.chunks_exact(sums.len()).enumerate() {
             let row = x.row(start + i);
-            let scale = factor(row, eps);
+            let scale = factor::<T, I>(row, eps);
             for ((sum, &g), &x) in sums.iter_mut().zip(g).zip(row) {
                 *sum = I::mul_add(g, x * scale, *sum);
             }

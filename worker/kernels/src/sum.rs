@@ -3,7 +3,6 @@
 use crate::{
     buffer::{by_dtype, read},
     dispatch::dispatch,
-    float::lane_sum,
     par,
 };
 use candle_core::{Result, Tensor};
@@ -24,6 +23,6 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
 
 dispatch! {
     pub(crate) fn squares<T: Float, I: Isa>(x: &[T]) -> f64 {
-        lane_sum([x], |[x]| x.to_f64() * x.to_f64())
+        I::sum([x], |[x]| x.to_f64() * x.to_f64())
     }
 }

@@ -173,9 +173,9 @@ pub unsafe fn tile(rows: usize, vectors: usize, tile: Tile) {
 #[inline(always)]
 unsafe fn strips<const VECTORS: usize, const LOWER: bool>(tile: Tile) {
     let Tile { mut x, mut panel, depth, out, strides, add } = tile;
-    let [x_distance, distance] = [4 * strides[0], 4 * strides[2]];
+    let [x_distance, distance] = [4 * strides[0], 4 * strides[3]];
     // Only used where there are rows.
-    let lower = out.wrapping_add(ROWS * strides[2]);
+    let lower = out.wrapping_add(ROWS * strides[3]);
     // SAFETY: as the caller promises.
     unsafe {
         begin_strip::<0, 1, 2, VECTORS>(out, distance, add);

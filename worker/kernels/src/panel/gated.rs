@@ -1,7 +1,9 @@
 //! Two products with the same rows whose results are joined, element by element, while they are in the first-level cache.
 
 use super::{
-    DEPTH, LANES, Line, PANEL, SPAN, Sums, WIDE, amx, lay_out_panel, room,
+    DEPTH, LANES, Line, PANEL, SPAN, Sums, WIDE, amx,
+    lay_out::lay_out_panels,
+    room,
     tiles::{Kernels, Tile},
 };
 use crate::{
@@ -71,7 +73,7 @@ impl Piece<'_> {
             let columns = first..columns.end.min(first + WIDE);
             for (weight, panel) in self.weights.iter().zip(room.chunks_exact_mut(lines)) {
                 // SAFETY: a machine with AMX has AVX2.
-                unsafe { lay_out_panel(weight, Kernels::Amx, 0..depth, columns.clone(), panel) };
+                unsafe { lay_out_panels(weight, Kernels::Amx, 0..depth, columns.clone(), panel, lines) };
             }
             let (gate, up) = room.split_at(lines);
             both.push(Both { panels: [gate, up], columns });
@@ -91,7 +93,8 @@ impl Piece<'_> {
             let x = self.x.part([first, 0], [tall, depth.next_multiple_of(amx::PAIRS)]).as_ptr();
             for Both { panels, columns } in both {
                 for (panel, sums) in panels.iter().zip(&mut sums) {
-                    let (panel, out, strides) = (panel.as_ptr().cast(), sums.as_mut_ptr().cast(), [self.x.1, 1, WIDE]);
+                    let (panel, out, strides) =
+                        (panel.as_ptr().cast(), sums.as_mut_ptr().cast(), [self.x.1, 1, WIDE, WIDE]);
                     let tile = Tile { x, panel, depth: *depth, out, strides, add: false };
                     // SAFETY: `x` holds the rows, in whole blocks, and so does the panel; no tile is larger than `sums`.
                     unsafe { amx::tile(tall, columns.len().div_ceil(LANES), tile) };

@@ -1,6 +1,6 @@
 //! The innermost loops: tiles of a product, for every number of rows and vectors.
 
-use super::{TALL, WIDE, amx};
+use super::{TALL, amx};
 use crate::{
     brain::{self, Pairs},
     float::LANES,
@@ -15,8 +15,8 @@ pub struct Tile {
     pub panel: *const f32,
     pub depth: usize,
     pub out: *mut f32,
-    /// Distances between rows and terms of `x`, and between rows of `out`.
-    pub strides: [usize; 3],
+    /// Distances between rows and terms of `x`, between terms of the panel, and between rows of `out`.
+    pub strides: [usize; 4],
     pub add: bool,
 }
 
@@ -75,11 +75,12 @@ impl Kernels {
         }
     }
 
-    /// Panels of so many bytes that rows are multiplied with before the next rows.
-    pub fn panels(self, bytes: usize) -> usize {
+    /// Panels of so many bytes, of `all`, that rows are multiplied with before the next rows: about equally many each time.
+    pub fn panels(self, bytes: usize, all: usize) -> usize {
         /// What these panels may take of the second-level cache.
         const BYTES: usize = 640 << 10;
-        (BYTES / bytes).max(1)
+        let most = (BYTES / bytes).max(1);
+        all.div_ceil(all.div_ceil(most).max(1)).max(1)
     }
 
     /// Does `then`, which computes tiles from the first row to the last.
@@ -122,7 +123,7 @@ macro_rules! tile_avx512 {
                 let mut weights = [_mm512_setzero_ps(); VECTORS];
                 for (v, weights) in weights.iter_mut().enumerate() {
                     // SAFETY: as the caller promises.
-                    *weights = unsafe { _mm512_loadu_ps(panel.add(term * WIDE + v * LANES)) };
+                    *weights = unsafe { _mm512_loadu_ps(panel.add(term * strides[2] + v * LANES)) };
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: as the caller promises.
@@ -136,7 +137,7 @@ macro_rules! tile_avx512 {
                 for (v, sum) in sums.into_iter().enumerate() {
                     // SAFETY: as the caller promises.
                     unsafe {
-                        let out = out.add(row * strides[2] + v * LANES);
+                        let out = out.add(row * strides[3] + v * LANES);
                         _mm512_storeu_ps(out, if add { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum });
                     }
                 }
@@ -178,7 +179,7 @@ unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(tile: Tile) {
             // SAFETY: as the caller promises.
             unsafe {
                 let (x, panel) = (tile.x.add(first * strides[0]), tile.panel.add(column));
-                let strip = Tile { x, panel, out: tile.out.add(first * strides[2] + column), ..tile };
+                let strip = Tile { x, panel, out: tile.out.add(first * strides[3] + column), ..tile };
                 match ROWS - first {
                     1 => strip_avx2::<1>(strip),
                     2 => strip_avx2::<2>(strip),
@@ -200,7 +201,7 @@ unsafe fn strip_avx2<const ROWS: usize>(Tile { x, panel, depth, out, strides, ad
     for term in 0..depth {
         // SAFETY: as the caller promises; two vectors are `LANES` elements.
         let weights = unsafe {
-            let panel = panel.add(term * WIDE);
+            let panel = panel.add(term * strides[2]);
             [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(HALF))]
         };
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -213,7 +214,7 @@ unsafe fn strip_avx2<const ROWS: usize>(Tile { x, panel, depth, out, strides, ad
         for (v, sum) in sums.into_iter().enumerate() {
             // SAFETY: as the caller promises.
             unsafe {
-                let out = out.add(row * strides[2] + v * HALF);
+                let out = out.add(row * strides[3] + v * HALF);
                 _mm256_storeu_ps(out, if add { _mm256_add_ps(_mm256_loadu_ps(out), sum) } else { sum });
             }
         }
@@ -222,7 +223,7 @@ unsafe fn strip_avx2<const ROWS: usize>(Tile { x, panel, depth, out, strides, ad
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::WIDE, *};
 
     const TERMS: usize = 13;
     const STRIDE: usize = TERMS + 2;
@@ -239,7 +240,14 @@ mod tests {
                     // SAFETY: `x` has eight rows, the panel all terms, and `sums` is as large as the largest tile; the caller
                     // has asked for the instructions.
                     unsafe {
-                        kernel(Tile { x: x_at, panel: panel_at, depth: TERMS, out, strides: [STRIDE, 1, WIDE], add })
+                        kernel(Tile {
+                            x: x_at,
+                            panel: panel_at,
+                            depth: TERMS,
+                            out,
+                            strides: [STRIDE, 1, WIDE, WIDE],
+                            add,
+                        })
                     };
                 }
                 for (row, sums) in sums.iter().enumerate().take(rows + 1) {
