@@ -119,7 +119,7 @@ macro_rules! tile_avx512 {
         #[target_feature(enable = $features)]
         unsafe fn $name<const ROWS: usize, const VECTORS: usize>(Tile { x, panel, depth, out, strides, add }: Tile) {
             let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-            for term in 0..depth {
+            let mut add_term = |term: usize| {
                 let mut weights = [_mm512_setzero_ps(); VECTORS];
                 for (v, weights) in weights.iter_mut().enumerate() {
                     // SAFETY: as the caller promises.
@@ -132,7 +132,14 @@ macro_rules! tile_avx512 {
                         *sum = $multiply(x, weights, *sum);
                     }
                 }
+            };
+            let mut term = 0;
+            // Four at a time, so that counting them costs nothing.
+            while term + 4 <= depth {
+                (0..4).for_each(|i| add_term(term + i));
+                term += 4;
             }
+            (term..depth).for_each(add_term);
             for (row, sums) in sums.into_iter().enumerate() {
                 for (v, sum) in sums.into_iter().enumerate() {
                     // SAFETY: as the caller promises.
