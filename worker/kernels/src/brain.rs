@@ -44,7 +44,7 @@ pub fn product(x: Factor<'_>, weight: Weight<'_, f32>, added: Added<'_, f32>) ->
 }
 
 /// The weight as pairs of terms, where the machine multiplies such.
-fn paired(weight: Weight<'_, f32>) -> Option<(Pairs, Weight<'_, f32>)> {
+pub(crate) fn paired(weight: Weight<'_, f32>) -> Option<(Pairs, Weight<'_, f32>)> {
     match weight.elements {
         Elements::Brain(brains) if weight.order == Order::ByColumn && weight.depth.is_multiple_of(2) => {
             let (elements, _) = brains.as_chunks();

@@ -56,10 +56,7 @@ impl CustomOp2 for GatedRounded {
             par::each(gate.len(), jobs, |(i, (gate, up))| {
                 // SAFETY: chunks of as many elements, each of one job.
                 let out = unsafe { out.part(i * PIECE, gate.len()) };
-                match self.0 {
-                    Activation::Silu => silu_rounded(gate, up, out),
-                    Activation::GeluTanh => gelu_rounded(gate, up, out),
-                }
+                Brain::join(self.0, gate, up, out);
             });
         };
         // SAFETY: the chunks are all elements; each is written.
@@ -216,30 +213,43 @@ dispatch! {
     }
 }
 
-macro_rules! rounded {
-    ($name:ident, $activation:ident) => {
+/// What products are joined to: numbers of f32, or these rounded to bf16.
+pub(crate) trait Joined: Copy + Send + Sync {
+    const NONE: Self;
+
+    /// `activation(gate)·up`, by element, as many as `out` has.
+    fn join(activation: Activation, gate: &[f32], up: &[f32], out: &mut [Self]);
+}
+
+macro_rules! joined {
+    ($type:ty, $none:expr, $of:expr, $silu:ident, $gelu:ident) => {
+        joined!($silu, silu, $type, $of);
+        joined!($gelu, gelu, $type, $of);
+
+        impl Joined for $type {
+            const NONE: Self = $none;
+
+            fn join(activation: Activation, gate: &[f32], up: &[f32], out: &mut [Self]) {
+                match activation {
+                    Activation::Silu => $silu::<f32>(gate, up, out),
+                    Activation::GeluTanh => $gelu::<f32>(gate, up, out),
+                }
+            }
+        }
+    };
+    ($name:ident, $activation:ident, $type:ty, $of:expr) => {
         dispatch! {
             #[allow(clippy::extra_unused_type_parameters, reason = "dispatched functions have one")]
-            fn $name<T: Float, I: Isa>(gate: &[f32], up: &[f32], out: &mut [Brain]) {
+            fn $name<T: Float, I: Isa>(gate: &[f32], up: &[f32], out: &mut [$type]) {
                 for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = Brain::nearest($activation::<f32, I>(gate).0 * up);
+                    *out = $of($activation::<f32, I>(gate).0 * up);
                 }
             }
         }
     };
 }
-rounded!(silu_rounds, silu);
-rounded!(gelu_rounds, gelu);
-
-/// `silu(gate)·up`, rounded to bf16.
-pub(crate) fn silu_rounded(gate: &[f32], up: &[f32], out: &mut [Brain]) {
-    silu_rounds::<f32>(gate, up, out);
-}
-
-/// `gelu(gate)·up`, rounded to bf16.
-pub(crate) fn gelu_rounded(gate: &[f32], up: &[f32], out: &mut [Brain]) {
-    gelu_rounds::<f32>(gate, up, out);
-}
+joined!(f32, 0.0, std::convert::identity, silu_joins, gelu_joins);
+joined!(Brain, Brain(0), Brain::nearest, silu_rounds, gelu_rounds);
 
 dispatch! {
     fn silu_slopes<T: Float, I: Isa>(

@@ -2,49 +2,62 @@
 
 use crate::{
     Activation,
-    brain::Factor,
-    buffer::{brains, elements, filled, stored_brains},
-    gated::gated_rounded,
+    brain::{self, Factor},
+    buffer::{brains, elements, filled, stored, stored_brains},
+    gated::{Joined, gated, gated_rounded},
     linear_t::{linear_t, weights},
     par::Shared,
     rounded::without_gradient,
-    weight::{Brain, Order, Weight},
+    weight::{Elements, Left, Order, Weight},
 };
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
 
-/// `activation(x·gateᵀ) · (x·upᵀ)` in bf16, with the bytes that [`linear_t`], [`gated`](crate::gated()) and
-/// [`rounded`](crate::rounded()) give: `x` (…, inputs) in f32 or rounded before, both weights (outputs, inputs) in bf16; gives
-/// (…, outputs). Where the processor has AMX, neither product is ever whole in memory.
+/// `activation(x·gateᵀ) · (x·upᵀ)` with the bytes that [`linear_t`] and [`gated`](crate::gated()) give, of weights in bf16 rounded
+/// as by [`rounded`](crate::rounded()): `x` (…, inputs) in f32, or rounded before where the weights are bf16, both weights
+/// (outputs, inputs) in f32 or both in bf16; gives (…, outputs) in their type. On x86-64 neither product is ever whole in memory,
+/// unless it has more terms than fit the cache.
 ///
 /// # Errors
-/// Shapes or types that do not fit; an `x` that gradients are wanted of.
+/// Shapes or types that do not fit; inputs that gradients are wanted of.
 pub fn gated_linear(x: &Tensor, [gate, up]: [&Tensor; 2], activation: Activation) -> Result<Tensor> {
     without_gradient("gated_linear", &[x, gate, up])?;
     let (outputs, inputs) = gate.dims2()?;
     let fits = inputs > 0 && outputs > 0 && up.dims() == gate.dims() && x.dims().last() == Some(&inputs);
     let types = [x, gate, up].map(Tensor::dtype);
-    if !fits || !matches!(types, [DType::F32 | DType::BF16, DType::BF16, DType::BF16]) {
+    let wide = types == [DType::F32; 3];
+    if !fits || !(wide || matches!(types, [DType::F32 | DType::BF16, DType::BF16, DType::BF16])) {
         candle_core::bail!(
-            "gated_linear: x (…, inputs) in f32 or bf16, gate and up (outputs, inputs) in bf16 do not fit: {:?}, {:?}, {:?} in \
-             {types:?}",
+            "gated_linear: x (…, inputs), gate and up (outputs, inputs), all in f32, or both weights in bf16 and x in either, do \
+             not fit: {:?}, {:?}, {:?} in {types:?}",
             x.dims(),
             gate.dims(),
             up.dims()
         );
     }
     let (x, gate, up) = (x.contiguous()?, gate.contiguous()?, up.contiguous()?);
-    if by_tiles(inputs) {
+    if joins(inputs, wide) {
         return x.apply_op3_no_bwd(&gate, &up, &GatedLinear { activation });
     }
-    gated_rounded(&linear_t(&x, &gate, None)?, &linear_t(&x, &up, None)?, activation)
+    let (gate, up) = (linear_t(&x, &gate, None)?, linear_t(&x, &up, None)?);
+    if wide { gated(&gate, &up, activation) } else { gated_rounded(&gate, &up, activation) }
 }
 
-/// Are the sums of so many terms made in one go, by AMX?
+/// Are the products of so many terms joined in the cache? In bf16 where the processor has AMX.
 #[cfg(target_arch = "x86_64")]
-use crate::panel::gated::takes as by_tiles;
+fn joins(depth: usize, wide: bool) -> bool {
+    let weight = |elements| Weight { elements, depth, columns: 1, order: Order::ByColumn };
+    if wide {
+        return crate::panel::gated::takes(&weight(Elements::Same(&[])));
+    }
+    match brain::paired(weight(Elements::Brain(&[]))) {
+        Some((brain::Pairs::Tiles, weight)) => crate::panel::gated::takes(&weight),
+        _ => false,
+    }
+}
+
 #[cfg(not(target_arch = "x86_64"))]
-fn by_tiles(_: usize) -> bool {
+fn joins(_: usize, _: bool) -> bool {
     false
 }
 
@@ -66,30 +79,39 @@ impl CustomOp3 for GatedLinear {
         up: &CpuStorage,
         up_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (weights(gate, gate_layout, Order::ByColumn)?, weights(up, up_layout, Order::ByColumn)?);
+        let both = [weights::<f32>(gate, gate_layout, Order::ByColumn)?, weights(up, up_layout, Order::ByColumn)?];
+        let [Weight { depth, columns, .. }, _] = both;
+        let mut dims = x_layout.dims().to_vec();
+        dims.pop();
+        dims.push(columns);
         let x = match x {
             CpuStorage::BF16(_) => Factor::Rounded(brains(x, x_layout)?),
             _ => Factor::Wide(elements(x, x_layout)?),
         };
-        let mut dims = x_layout.dims().to_vec();
-        dims.pop();
-        dims.push(gate.columns);
-        Ok((stored_brains(product(x, [gate, up], self.activation)), dims.into()))
+        let rows = x.len() / depth;
+        let out = match (both.map(brain::paired), x) {
+            ([Some((pairs, gate)), Some((_, up))], _) => {
+                let x = pairs.rows(x, depth);
+                let x = Left(&x, pairs.room(depth), 1);
+                stored_brains(product(x, rows, [gate, up], self.activation))
+            }
+            (_, Factor::Wide(x)) => stored(product::<f32>(Left(x, depth, 1), rows, both, self.activation)),
+            _ => candle_core::bail!("gated_linear: x in bf16 beside weights in f32"),
+        };
+        Ok((out, dims.into()))
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-fn product(x: Factor<'_>, weights: [Weight<'_, f32>; 2], activation: Activation) -> Vec<Brain> {
-    let [Weight { depth, columns, .. }, _] = weights;
-    let rows = x.len() / depth;
-    let fill = |out: &mut [MaybeUninit<Brain>]| {
-        crate::panel::gated::product(x, rows, weights, activation, Shared::new(out.as_mut_ptr().cast()));
+fn product<O: Joined>(x: Left<'_, f32>, rows: usize, weights: [Weight<'_, f32>; 2], activation: Activation) -> Vec<O> {
+    let fill = |out: &mut [MaybeUninit<O>]| {
+        crate::panel::gated::product(x, rows, weights, activation, Shared::new(out.as_mut_ptr().cast::<O>()));
     };
     // SAFETY: all rows and columns are written.
-    unsafe { filled(rows * columns, fill).0 }
+    unsafe { filled(rows * weights[0].columns, fill).0 }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn product(_: Factor<'_>, _: [Weight<'_, f32>; 2], _: Activation) -> Vec<Brain> {
-    unreachable!("only where there is AMX")
+fn product<O: Joined>(_: Left<'_, f32>, _: usize, _: [Weight<'_, f32>; 2], _: Activation) -> Vec<O> {
+    unreachable!("only where products are joined")
 }

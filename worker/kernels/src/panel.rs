@@ -227,11 +227,14 @@ impl Part<'_> {
             unsafe { kernels.run(shape, tile) };
             return;
         }
-        fetch(block.place(rows.clone(), columns.clone()), rows.len());
         if !begins {
             rows.clone().zip(&mut *sums).for_each(|(row, sums)| block.get(row, columns.clone(), sums));
         }
-        for from in (0..terms.len()).step_by(*deep) {
+        let parts = terms.len().div_ceil(*deep);
+        for (part, from) in (0..terms.len()).step_by(*deep).enumerate() {
+            // Some at a time: more than the processor waits for at once would hold it up.
+            let some = |part: usize| rows.start + rows.len() * part / parts;
+            fetch(block, some(part)..some(part + 1), columns.clone(), ends);
             let (depth, add) = ((*deep).min(terms.len() - from), from > 0 || !begins);
             // SAFETY: as above, with a place that no tile is larger than; the first terms wrote it where it is added to.
             unsafe {
@@ -250,13 +253,21 @@ impl Part<'_> {
     }
 }
 
-/// Asks for some rows of the result, a panel wide, while the sums are made that will be written there.
+/// Asks for some rows of the result, and of what is added to it where it `ends`, a panel wide, while the sums are made that will be
+/// written there.
 #[target_feature(enable = "avx2")]
-fn fetch((out, distance): (*mut f32, usize), rows: usize) {
-    for row in 0..rows {
-        for v in 0..WIDE / LANES {
+fn fetch(block: &Block<'_, f32>, rows: Range<usize>, columns: Range<usize>, ends: bool) {
+    let lines = || (0..columns.len()).step_by(LANES);
+    for row in rows {
+        let (out, _) = block.place(row..row, columns.clone());
+        for line in lines() {
             // A hint, whatever the address.
-            _mm_prefetch::<_MM_HINT_ET0>(out.wrapping_add(row * distance + v * LANES).cast());
+            _mm_prefetch::<_MM_HINT_ET0>(out.wrapping_add(line).cast());
+        }
+        if let (true, Some(residual)) = (ends, block.residual(row)) {
+            for line in lines() {
+                _mm_prefetch::<_MM_HINT_T0>(residual[columns.start..].as_ptr().wrapping_add(line).cast());
+            }
         }
     }
 }

@@ -18,7 +18,9 @@ pub fn rounded(x: &Tensor) -> Result<Tensor> {
 /// An operation that has no gradient must not be asked for one: it would be lost without a word.
 pub(crate) fn without_gradient(op: &str, inputs: &[&Tensor]) -> Result<()> {
     if inputs.iter().any(|x| x.track_op()) {
-        candle_core::bail!("{op}: numbers that are rounded to bf16 get no gradient; round nothing where one is wanted");
+        candle_core::bail!(
+            "{op}: its inputs get no gradient; where one is wanted, use the operations that it stands for"
+        );
     }
     Ok(())
 }

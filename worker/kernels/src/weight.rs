@@ -284,12 +284,18 @@ impl<'a, T: Float> Block<'a, T> {
         }
     }
 
+    /// A row of the residual, where there is one.
+    #[inline(always)]
+    pub fn residual(&self, row: usize) -> Option<&'a [T]> {
+        let Added::Residual(residual) = self.added else { return None };
+        Some(&residual[row * self.weight.columns..][..self.weight.columns])
+    }
+
     /// Adds the residual, where there is one, to some columns of a row of the product.
     #[inline(always)]
     pub fn add_residual(&self, row: usize, columns: Range<usize>, sums: &mut [T]) {
-        if let Added::Residual(residual) = self.added {
-            let residual = &residual[row * self.weight.columns..][columns];
-            sums.iter_mut().zip(residual).for_each(|(sum, &residual)| *sum += residual);
+        if let Some(residual) = self.residual(row) {
+            sums.iter_mut().zip(&residual[columns]).for_each(|(sum, &residual)| *sum += residual);
         }
     }
 }

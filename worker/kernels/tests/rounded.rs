@@ -73,6 +73,11 @@ fn a_gated_layer_has_the_bytes_of_its_parts() -> Result<()> {
             for activation in [Activation::Silu, Activation::GeluTanh] {
                 let apart = gated(&linear_t(&x, &gate, None)?, &linear_t(&x, &up, None)?, activation)?;
                 let want = bits(&rounded(&apart)?)?;
+                let wide = [&gate, &up].map(|weight| weight.to_dtype(DType::F32));
+                let [wide_gate, wide_up] = [wide[0].as_ref(), wide[1].as_ref()].map(|w| w.expect("f32"));
+                let apart = gated(&linear_t(&x, wide_gate, None)?, &linear_t(&x, wide_up, None)?, activation)?;
+                let together = pool.install(|| gated_linear(&x, [wide_gate, wide_up], activation))?;
+                assert_eq!(wide_bits(&together)?, wide_bits(&apart)?, "{rows} × {inputs} × {outputs} in f32");
                 pool.install(|| -> Result<()> {
                     let together = gated_linear(&x, [&gate, &up], activation)?;
                     assert_eq!(together.dims(), [rows, outputs]);
@@ -109,6 +114,11 @@ fn a_gradient_is_refused_instead_of_lost() -> Result<()> {
         let error = result.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains("get no gradient"), "{error}");
     }
+    let (x, weight) = (tensor(1, 4, 8)?, Var::from_tensor(&tensor(2, 6, 8)?)?);
+    let error = gated_linear(&x, [&weight, &weight], Activation::Silu).err().map(|error| error.to_string());
+    assert!(error.is_some_and(|error| error.contains("get no gradient")), "of weights in f32");
+    let mixed = gated_linear(&x, [&w, &weight.as_detached_tensor()], Activation::Silu).err().map(|e| e.to_string());
+    assert!(mixed.is_some_and(|error| error.contains("[F32, BF16, F32]")));
     let odd = gated_linear(&tensor(1, 4, 7)?, [&w, &w], Activation::Silu).err().map(|e| e.to_string());
     assert!(odd.is_some_and(|error| error.contains("[4, 7], [6, 8], [6, 8]")));
     Ok(())

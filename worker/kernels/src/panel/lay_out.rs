@@ -20,6 +20,14 @@ pub struct Panel<'a> {
     pub columns: Range<usize>,
 }
 
+impl<'a> Panel<'a> {
+    pub fn laid_out(lines: &'a [Line], columns: Range<usize>) -> Self {
+        // SAFETY: a line is an array of its elements.
+        let elements = unsafe { std::slice::from_raw_parts(lines.as_ptr().cast::<f32>(), lines.len() * LANES) };
+        Self { elements, apart: WIDE, columns }
+    }
+}
+
 /// The columns of one panel after the other.
 fn each_panel(columns: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     columns.clone().step_by(WIDE).map(move |first| first..columns.end.min(first + WIDE))
@@ -41,10 +49,7 @@ pub fn panels<'a>(
     }
     // SAFETY: the machine has AVX2, as it has kernels.
     unsafe { lay_out_panels(weight, kernels, terms, columns.clone(), room, lines) };
-    // SAFETY: a line is an array of its elements.
-    let room = unsafe { std::slice::from_raw_parts(room.as_ptr().cast::<f32>(), room.len() * LANES) };
-    let panels = each_panel(columns).zip(room.chunks_exact(lines * LANES));
-    panels.map(|(columns, elements)| Panel { elements, apart: WIDE, columns }).collect()
+    each_panel(columns).zip(room.chunks_exact(lines)).map(|(columns, lines)| Panel::laid_out(lines, columns)).collect()
 }
 
 /// The elements of a weight whose panels are read where they are: small, by term, in whole vectors, and multiplied with too few

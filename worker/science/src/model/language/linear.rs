@@ -30,8 +30,17 @@ impl Linear {
     /// Would what this makes of `x` be the same if `x` were rounded to bf16 first?
     pub(crate) fn rounds(&self, x: &Tensor) -> bool {
         let types = (x.dtype(), self.weight.dtype());
-        let alone = self.adapter.is_none() && !x.track_op() && self.weight.device().is_cpu();
-        alone && matches!(types, (DType::F32 | DType::BF16, DType::BF16))
+        self.is_fixed(x) && matches!(types, (DType::F32 | DType::BF16, DType::BF16))
+    }
+
+    /// Is it a product in f32, without a gradient?
+    pub(crate) fn is_plain_f32(&self, x: &Tensor) -> bool {
+        self.is_fixed(x) && !self.weight.track_op() && [x.dtype(), self.weight.dtype()] == [DType::F32; 2]
+    }
+
+    /// Is it without an update and without a gradient by `x`, on the CPU?
+    fn is_fixed(&self, x: &Tensor) -> bool {
+        self.adapter.is_none() && !x.track_op() && self.weight.device().is_cpu()
     }
 
     /// (…, inputs) to (…, outputs), in the type of `x`, which is f32 at least, or was where it is rounded; the weight may have

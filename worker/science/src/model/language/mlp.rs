@@ -29,14 +29,19 @@ impl Mlp {
     /// What `down` is given: (N, d) to (N, inner width).
     pub(crate) fn before_down(&self, x: &Tensor) -> Result<Tensor> {
         match &self.kind {
-            Kind::Gated { gate, activation }
-                if self.rounds(x) && self.down.rounds(x) && gate.bias().is_none() && self.up.bias().is_none() =>
-            {
+            Kind::Gated { gate, activation } if self.joins(gate, x) => {
                 gated_linear(x, [gate.weight(), self.up.weight()], *activation)
             }
             Kind::Gated { gate, activation } => gated(&gate.forward(x)?, &self.up.forward(x)?, *activation),
             Kind::Gelu => self.up.forward(x)?.gelu(),
         }
+    }
+
+    /// Can gate and up be one operation, that no gradient goes through?
+    fn joins(&self, gate: &Linear, x: &Tensor) -> bool {
+        let both = [gate, &self.up];
+        let wide = both.iter().all(|linear| linear.is_plain_f32(x));
+        both.iter().all(|linear| linear.bias().is_none()) && (wide || self.rounds(x) && self.down.rounds(x))
     }
 
     pub(crate) fn linear_mut(&mut self, projection: Projection) -> Option<&mut Linear> {
