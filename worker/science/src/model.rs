@@ -17,7 +17,7 @@ use taskvec_model::spec::{DataSpec, ModelSpec};
 pub(crate) const LAYER_NORM_EPSILON: f64 = 1e-5;
 
 /// Sizes of a model: they fix the names and shapes of its parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sizes {
     /// At least 1.
     pub layers: usize,

@@ -13,6 +13,9 @@ use taskvec_science::{Inputs, Models, execute};
 /// Which case the process is there for.
 const CASE: &str = "TASKVEC_PACK_MEMORY";
 
+/// Threads that train.
+const THREADS: u64 = 2;
+
 /// Layers, width, examples and batch: many parameters, many tokens, and something of both.
 const CASES: [[u32; 4]; 3] = [[4, 256, 4, 16], [2, 64, 20, 256], [6, 128, 10, 64]];
 
@@ -46,11 +49,16 @@ fn measure([layers, width, examples, batch]: [u32; 4]) {
     let DataSpec::SparseLinear(inner) = &mut data;
     inner.examples = examples;
     let work = JobWork::Train { seed: 1, model, data, train, checkpoints: common::checkpoints(), from: 0, to: 2 };
-    let estimate = work.pack_key().unwrap().bytes();
+    // The estimate is of all tokens at once; pieces that follow one another on a thread share their memory.
+    let tokens = u64::from(2 * examples * batch);
+    let pieces = (tokens / 256).clamp(1, 8).min(u64::from(batch));
+    let of_tokens = 4 * tokens * u64::from(width) * (16 * u64::from(layers) + 10);
+    let estimate = work.pack_key().unwrap().bytes() - of_tokens + of_tokens * THREADS.min(pieces) / pieces;
     assert!(estimate > 16 << 20, "{estimate} bytes are too few to measure");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS as usize).build().unwrap();
     let before = peak().unwrap();
     let mut sink = Memory::default();
-    execute(&work, &Inputs::default(), &Models::default(), &mut sink).unwrap();
+    pool.install(|| execute(&work, &Inputs::default(), &Models::default(), &mut sink)).unwrap();
     // What the test itself keeps, and writes twice to compare.
     let kept: usize = sink.files.values().map(Vec::len).sum();
     let largest = sink.files.values().map(Vec::len).max().unwrap();

@@ -1,8 +1,8 @@
 //! Training of the synthetic models in memory of its own: no tensors, no graph, no allocation within a step.
 //!
 //! A batch is cut into pieces of whole sequences, by the sizes of model and batch alone. Each piece goes forward and backward
-//! through the whole model on one thread, with its activations in its own space and its gradients in its own buffer; these are
-//! then added up in the order of the pieces. So nothing depends on the number of threads, and threads meet once a step
+//! through the whole model on one thread, with its activations in memory that this thread used for the last piece, of whichever run,
+//! and its gradients in its own buffer; these are then added up in the order of the pieces. So nothing depends on the number of threads, and threads meet once a step
 //! instead of once an operation.
 //!
 //! It computes what [`Transformer::forward`], its gradients and [`Optimizer`](crate::optim::Optimizer) compute, to rounding;
@@ -11,6 +11,7 @@
 //! That is on the CPU. [`stacked`] trains on a GPU, several runs at a time.
 
 mod piece;
+mod pool;
 pub mod stacked;
 
 use crate::{

@@ -1,23 +1,34 @@
 //! One piece of a batch on its way through the model and back.
 
-use super::views_mut;
+use super::{
+    pool::{self, Pool},
+    views_mut,
+};
 use crate::{
     data::Sequences,
     model::{Affine, Block, LAYER_NORM_EPSILON as EPSILON, Parameters, Sizes},
 };
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 use taskvec_kernels::{
     Precision,
     slices::{self, Products, Sequences as Shape},
 };
 
-/// Space for n tokens of some sequences: all but the last of each, which nothing follows that could read it. Or for the r of
-/// them at x positions, where y is predicted.
+/// Some sequences of a batch, and the gradients that they gave.
 pub(super) struct Piece {
     sizes: Sizes,
     /// Which sequences of the batch.
     range: Range<usize>,
     how: How,
+    /// Where passes take their memory from.
+    pool: Arc<Pool>,
+    gradients: Vec<f32>,
+}
+
+/// What a pass works in: space for n tokens of some sequences, which are all but the last of each, which nothing follows that could
+/// read it; or for the r of them at x positions, where y is predicted.
+#[derive(Default)]
+pub(super) struct Memory {
     /// (n, C).
     tokens: Vec<f32>,
     blocks: Vec<Space>,
@@ -27,7 +38,6 @@ pub(super) struct Piece {
     /// (r), then their errors.
     predicted: Vec<f32>,
     back: Back,
-    gradients: Vec<f32>,
 }
 
 /// How the layers are computed.
@@ -38,6 +48,7 @@ struct How {
 }
 
 /// What a block keeps for its way back. The last block needs r rows after its attention, all others n.
+#[derive(Default)]
 struct Space {
     x: Vec<f32>,
     normed: Vec<f32>,
@@ -50,6 +61,7 @@ struct Space {
 }
 
 /// Gradients on the way back, used again by every block.
+#[derive(Default)]
 struct Back {
     /// By the residual stream, (n, d).
     stream: Vec<f32>,
@@ -65,27 +77,8 @@ impl Piece {
     /// Sequences `range` of a batch, for a model of `parameters` parameters.
     pub fn new(sizes: Sizes, range: Range<usize>, parameters: usize, precision: Precision) -> Self {
         let shape = Shape { tokens: sizes.positions - 1, width: sizes.width, heads: sizes.heads };
-        let (d, n) = (sizes.width, range.len() * shape.tokens);
-        let r = range.len() * sizes.positions / 2;
-        let space = |i: usize| {
-            let after = if i + 1 == sizes.layers { r } else { n };
-            let [x, normed] = [n * d, n * d].map(|len| vec![0.0; len]);
-            let [mid, normed_mid, hidden, slope] = [1, 1, 4, 4].map(|times| vec![0.0; times * after * d]);
-            Space { x, normed, qkv: vec![0.0; 3 * n * d], read: vec![0.0; n * d], mid, normed_mid, hidden, slope }
-        };
-        let [stream, narrow, qkv, wide] = [1, 1, 3, 4].map(|times| vec![0.0; times * n * d]);
-        Self {
-            sizes,
-            range,
-            how: How { shape, products: Products { precision } },
-            tokens: vec![0.0; n * sizes.channels],
-            blocks: (0..sizes.layers).map(space).collect(),
-            last: vec![0.0; r * d],
-            normed: vec![0.0; r * d],
-            predicted: vec![0.0; r],
-            back: Back { stream, narrow, qkv, wide },
-            gradients: vec![0.0; parameters],
-        }
+        let (how, pool) = (How { shape, products: Products { precision } }, pool::of(sizes));
+        Self { sizes, range, how, pool, gradients: vec![0.0; parameters] }
     }
 
     /// Its sequences' places in the batch.
@@ -95,7 +88,7 @@ impl Piece {
 
     /// Predictions it makes, r.
     pub fn targets(&self) -> usize {
-        self.predicted.len()
+        self.range.len() * self.sizes.positions / 2
     }
 
     /// Those of the last pass.
@@ -106,53 +99,78 @@ impl Piece {
     /// Sums of squared errors, of the predictions and of predicting 0. Leaves the gradients of their mean over `targets`
     /// predictions.
     pub fn pass(&mut self, parameters: &Parameters<&[f32]>, batch: &Sequences, targets: usize) -> [f64; 2] {
-        batch.write_tokens(&mut self.tokens);
-        self.forward(parameters);
+        let mut memory = self.pool.take();
+        memory.fit(self.sizes, self.range.len());
+        batch.write_tokens(&mut memory.tokens);
+        memory.forward(parameters, self.how);
         let mut sums = [0.0; 2];
-        for (predicted, y) in self.predicted.iter_mut().zip(&batch.y) {
+        for (predicted, y) in memory.predicted.iter_mut().zip(&batch.y) {
             let error = f64::from(*predicted) - f64::from(*y);
             sums[0] += error * error;
             sums[1] += f64::from(*y).powi(2);
             *predicted = (2.0 * error / targets as f64) as f32;
         }
-        self.backward(parameters);
+        memory.backward(parameters, self.how, views_mut(self.sizes, &mut self.gradients));
+        self.pool.give_back(memory);
         sums
     }
+}
 
-    fn forward(&mut self, p: &Parameters<&[f32]>) {
+impl Memory {
+    /// Makes room for so many sequences, whatever it was for before.
+    pub fn fit(&mut self, sizes: Sizes, sequences: usize) {
+        let (d, n, r) = (sizes.width, sequences * (sizes.positions - 1), sequences * sizes.positions / 2);
+        self.blocks.resize_with(sizes.layers, Space::default);
+        for (i, space) in self.blocks.iter_mut().enumerate() {
+            let after = if i + 1 == sizes.layers { r } else { n };
+            let Space { x, normed, qkv, read, mid, normed_mid, hidden, slope } = space;
+            [x, normed, read].into_iter().for_each(|to| resize(to, n * d));
+            resize(qkv, 3 * n * d);
+            [mid, normed_mid].into_iter().for_each(|to| resize(to, after * d));
+            [hidden, slope].into_iter().for_each(|to| resize(to, 4 * after * d));
+        }
+        let Back { stream, narrow, qkv, wide } = &mut self.back;
+        for (to, times) in [(stream, 1), (narrow, 1), (qkv, 3), (wide, 4)] {
+            resize(to, times * n * d);
+        }
+        resize(&mut self.tokens, n * sizes.channels);
+        [&mut self.last, &mut self.normed].into_iter().for_each(|to| resize(to, r * d));
+        resize(&mut self.predicted, r);
+    }
+
+    fn forward(&mut self, p: &Parameters<&[f32]>, how: How) {
         let first = &mut self.blocks[0].x;
-        self.how.products.linear_t(&self.tokens, p.read_in.weight, p.read_in.bias, first);
-        let positions = &p.positions[..self.how.shape.tokens * self.sizes.width];
+        how.products.linear_t(&self.tokens, p.read_in.weight, p.read_in.bias, first);
+        let positions = &p.positions[..how.shape.tokens * how.shape.width];
         first.chunks_exact_mut(positions.len()).for_each(|sequence| slices::add(sequence, positions));
         let mut blocks = self.blocks.as_mut_slice();
         for block in &p.blocks {
             let Some((space, rest)) = blocks.split_first_mut() else { break };
             match rest.first_mut() {
-                Some(next) => space.forward(block, self.how, &mut next.x),
-                None => space.forward_at_x(block, self.how, &mut self.back.wide, &mut self.last),
+                Some(next) => space.forward(block, how, &mut next.x),
+                None => space.forward_at_x(block, how, &mut self.back.wide, &mut self.last),
             }
             blocks = rest;
         }
         slices::layer_norm(&self.last, p.ln_f.weight, p.ln_f.bias, EPSILON, &mut self.normed);
-        self.how.products.linear_t(&self.normed, p.read_out.weight, p.read_out.bias, &mut self.predicted);
+        how.products.linear_t(&self.normed, p.read_out.weight, p.read_out.bias, &mut self.predicted);
     }
 
-    fn backward(&mut self, p: &Parameters<&[f32]>) {
-        let mut by = views_mut(self.sizes, &mut self.gradients);
-        let (d, r) = (self.sizes.width, self.predicted.len());
+    fn backward(&mut self, p: &Parameters<&[f32]>, how: How, mut by: Parameters<&mut [f32]>) {
+        let (d, r) = (how.shape.width, self.predicted.len());
         let errors = self.predicted.as_slice();
-        self.how.products.gradient_of_linear_t(&self.normed, errors, by.read_out.weight, by.read_out.bias);
+        how.products.gradient_of_linear_t(&self.normed, errors, by.read_out.weight, by.read_out.bias);
         let (narrow, stream) = (&mut self.back.narrow[..r * d], &mut self.back.stream[..r * d]);
-        self.how.products.gradient_of_input_t(errors, p.read_out.weight, 1, narrow);
+        how.products.gradient_of_input_t(errors, p.read_out.weight, 1, narrow);
         stream.fill(0.0);
         norm_backward(&self.last, &p.ln_f, narrow, stream, &mut by.ln_f);
         for (i, space) in self.blocks.iter_mut().enumerate().rev() {
-            space.backward(&p.blocks[i], self.how, &mut self.back, &mut by.blocks[i]);
+            space.backward(&p.blocks[i], how, &mut self.back, &mut by.blocks[i]);
         }
         let stream = self.back.stream.as_slice();
-        self.how.products.gradient_of_linear_t(&self.tokens, stream, by.read_in.weight, by.read_in.bias);
+        how.products.gradient_of_linear_t(&self.tokens, stream, by.read_in.weight, by.read_in.bias);
         by.positions.fill(0.0);
-        let positions = &mut by.positions[..self.how.shape.tokens * d];
+        let positions = &mut by.positions[..how.shape.tokens * d];
         stream.chunks_exact(positions.len()).for_each(|sequence| slices::add(positions, sequence));
     }
 }
@@ -214,6 +232,12 @@ impl Space {
         how.products.gradient_of_input(&back.qkv, p.c_attn.weight, 3 * d, &mut back.narrow);
         norm_backward(&self.x, &p.ln_1, &back.narrow, &mut back.stream, &mut by.ln_1);
     }
+}
+
+/// Without room for more. What was there is written anew by each pass.
+fn resize(to: &mut Vec<f32>, len: usize) {
+    to.reserve_exact(len.saturating_sub(to.len()));
+    to.resize(len, 0.0);
 }
 
 fn norm_backward(x: &[f32], p: &Affine<&[f32]>, grad: &[f32], dx: &mut [f32], by: &mut Affine<&mut [f32]>) {
