@@ -8,7 +8,7 @@ use crate::{
     linear_t::{linear_t, weights},
     par::Shared,
     rounded::without_gradient,
-    weight::{Elements, Left, Order, Weight},
+    weight::{Left, Order, Weight},
 };
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
@@ -46,6 +46,7 @@ pub fn gated_linear(x: &Tensor, [gate, up]: [&Tensor; 2], activation: Activation
 /// Are the products of so many terms joined in the cache? In bf16 where the processor has AMX.
 #[cfg(target_arch = "x86_64")]
 fn joins(depth: usize, wide: bool) -> bool {
+    use crate::weight::Elements;
     let weight = |elements| Weight { elements, depth, columns: 1, order: Order::ByColumn };
     if wide {
         return crate::panel::gated::takes(&weight(Elements::Same(&[])));

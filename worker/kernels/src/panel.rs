@@ -38,6 +38,18 @@ struct Line {
     _elements: [f32; LANES],
 }
 
+impl Line {
+    fn elements(lines: &[Self]) -> &[f32] {
+        // SAFETY: a line is an array of its elements.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES) }
+    }
+
+    fn elements_mut(lines: &mut [Self]) -> &mut [f32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
+    }
+}
+
 thread_local! {
     /// Where a thread lays out its panels, one after the other.
     static PANEL: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
@@ -51,7 +63,7 @@ pub fn product(block: &Block<'_, f32>) -> bool {
     // Few rows do not pay for a panel that has left the first-level cache when they come.
     let long = if block.rows.len() > TALL { long } else { deep };
     let lines = sums.lines(long.min(depth));
-    let at_a_time = kernels.panels(lines * size_of::<Line>(), block.columns.len().div_ceil(WIDE));
+    let at_a_time = panels_at_a_time(lines * size_of::<Line>(), block.columns.len().div_ceil(WIDE));
     // Taken: while this thread waits for another it may begin another product.
     let mut room = room(PANEL.take(), at_a_time * lines);
     for start in (0..depth).step_by(long) {
@@ -86,7 +98,7 @@ pub fn products<'a>(
     let mut room = room(PANEL.take(), count * lines);
     let panels = panels(weight, kernels, usize::MAX, [0..weight.depth, 0..weight.columns], &mut room, lines);
     for block in blocks {
-        for panels in panels.chunks(kernels.panels(lines * size_of::<Line>(), count)) {
+        for panels in panels.chunks(panels_at_a_time(lines * size_of::<Line>(), count)) {
             let part = Part { block: &block, kernels, terms: 0..weight.depth, deep, panels };
             part.multiply_rows(block.rows.clone());
         }
@@ -95,6 +107,14 @@ pub fn products<'a>(
     drop(panels);
     PANEL.set(room);
     true
+}
+
+/// Panels of so many bytes, of `all`, that rows are multiplied with before the next rows: about equally many each time.
+fn panels_at_a_time(bytes: usize, all: usize) -> usize {
+    /// What these panels may take of the second-level cache.
+    const BYTES: usize = 736 << 10;
+    let most = (BYTES / bytes).max(1);
+    all.div_ceil(all.div_ceil(most))
 }
 
 /// Memory for so many lines.

@@ -22,9 +22,7 @@ pub struct Panel<'a> {
 
 impl<'a> Panel<'a> {
     pub fn laid_out(lines: &'a [Line], columns: Range<usize>) -> Self {
-        // SAFETY: a line is an array of its elements.
-        let elements = unsafe { std::slice::from_raw_parts(lines.as_ptr().cast::<f32>(), lines.len() * LANES) };
-        Self { elements, apart: WIDE, columns }
+        Self { elements: Line::elements(lines), apart: WIDE, columns }
     }
 }
 
@@ -77,9 +75,7 @@ pub fn lay_out_panels(
     for panel in room.chunks_exact_mut(lines) {
         panel[end * WIDE / LANES..whole * WIDE / LANES].fill(Line { _elements: [0.0; LANES] });
     }
-    // SAFETY: a line is an array of its elements.
-    let room = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<f32>(), room.len() * LANES) };
-    let panels = room.chunks_exact_mut(lines * LANES);
+    let panels = Line::elements_mut(room).chunks_exact_mut(lines * LANES);
     match (weight.elements, kernels) {
         (Elements::Same(elements) | Elements::Widened(elements) | Elements::PairBits(elements), _) => {
             lay_out(elements, weight, terms, columns, panels);

@@ -75,14 +75,6 @@ impl Kernels {
         }
     }
 
-    /// Panels of so many bytes, of `all`, that rows are multiplied with before the next rows: about equally many each time.
-    pub fn panels(self, bytes: usize, all: usize) -> usize {
-        /// What these panels may take of the second-level cache.
-        const BYTES: usize = 736 << 10;
-        let most = (BYTES / bytes).max(1);
-        all.div_ceil(all.div_ceil(most).max(1)).max(1)
-    }
-
     /// Does `then`, which computes tiles from the first row to the last.
     ///
     /// # Safety

@@ -31,8 +31,7 @@ pub(super) fn some_at_a_time(
     let mut room = room(TURNED.take(), lines);
     for first in rows.clone().step_by(AT_A_TIME) {
         let some = first..rows.end.min(first + AT_A_TIME);
-        // SAFETY: a line is an array of its elements.
-        let to = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<f32>(), lines * LANES) };
+        let to = Line::elements_mut(&mut room[..lines]);
         lay_out(x, some.clone(), terms.clone(), to);
         then(&Rows { elements: to, first, apart: terms.len(), strides: [1, TALL] }, some);
     }

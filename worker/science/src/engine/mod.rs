@@ -1,7 +1,7 @@
 //! Training of the synthetic models in memory of its own: no tensors, no graph, no allocation within a step.
 //!
 //! A batch is cut into pieces of whole sequences, by the sizes of model and batch alone. Each piece goes forward and backward
-//! through the whole model on one thread, with its activations in memory that this thread used for the last piece, of whichever run,
+//! through the whole model on one thread, with its activations in memory that the pieces of all runs share one after the other,
 //! and its gradients in its own buffer; these are then added up in the order of the pieces. So nothing depends on the number of threads, and threads meet once a step
 //! instead of once an operation.
 //!
