@@ -23,6 +23,7 @@
 //! This is the only crate of the workspace that may use `unsafe`.
 
 mod adam;
+mod aligned;
 mod attend;
 mod attend_backward;
 mod attend_block;
