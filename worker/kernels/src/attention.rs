@@ -7,7 +7,7 @@
 use crate::{
     buffer::{by_dtype, element_type, elements, filled, read, stored},
     dispatch::{Isa, dispatch},
-    float::{Float, LANES, tree_of_lanes},
+    float::{Float, LANES, by_lane, tree_of_lanes},
     par,
     tile::{Left, Wanted, product},
     transpose::transpose,
@@ -104,13 +104,15 @@ struct Head<T> {
     transposed: Vec<T>,
     probabilities: Vec<T>,
     out: Vec<T>,
+    sums: Box<Partial<T>>,
 }
 
 impl<T: Float> Head<T> {
     fn new(size: Size) -> Self {
         let matrix = || vec![T::zero(); size.long * size.wide];
         let probabilities = vec![T::zero(); size.long * size.long];
-        Self { q: matrix(), k: matrix(), v: matrix(), transposed: matrix(), probabilities, out: matrix() }
+        let sums = Box::new([[T::zero(); LANES]; LANES]);
+        Self { q: matrix(), k: matrix(), v: matrix(), transposed: matrix(), probabilities, out: matrix(), sums }
     }
 }
 
@@ -179,9 +181,18 @@ fn sees(first: usize, lane: usize, key: usize) -> bool {
     first as u32 + lane as u32 >= key as u32
 }
 
+/// Partial sums of the keys that are as many vectors apart, for a vector of queries.
+type Partial<T> = [[T; LANES]; LANES];
+
+/// A key's partial sum before anything is added to it. Nothing needs to have been written there before the first.
+#[inline(always)]
+fn before<T: Float>(sums: &Partial<T>, key: usize) -> [T; LANES] {
+    if key < LANES { [T::zero(); LANES] } else { sums[key % LANES] }
+}
+
 /// Softmax over the keys that each query sees, zeros behind them up to the next whole vector of keys.
 #[inline(always)]
-fn causal_softmax<T: Float, I: Isa>(scores: &mut [T], size: Size) {
+fn causal_softmax<T: Float, I: Isa>(scores: &mut [T], sums: &mut Partial<T>, size: Size) {
     for first in (0..size.t).step_by(LANES) {
         let keys = first + LANES;
         let mut largest = *at(scores, 0, first, size);
@@ -192,16 +203,17 @@ fn causal_softmax<T: Float, I: Isa>(scores: &mut [T], size: Size) {
                 largest[lane] = if larger { scores[lane] } else { largest[lane] };
             }
         }
-        let mut sums = [[T::zero(); LANES]; LANES];
         for key in 0..keys {
-            let (scores, sums) = (at_mut(scores, key, first, size), &mut sums[key % LANES]);
+            let scores = at_mut(scores, key, first, size);
             for lane in 0..LANES {
                 let e = (scores[lane] - largest[lane]).exponential::<I>();
                 scores[lane] = if sees(first, lane, key) { e } else { T::zero() };
-                sums[lane] += scores[lane];
             }
         }
-        let mut scale = tree_of_lanes(&sums);
+        for key in 0..keys {
+            sums[key % LANES] = by_lane([&before(sums, key), at(scores, key, first, size)], |[sum, e]| sum + e);
+        }
+        let mut scale = tree_of_lanes(sums);
         for scale in &mut scale {
             *scale = T::one() / *scale;
         }
@@ -225,7 +237,7 @@ impl<T: Float> Head<T> {
         load(&mut self.v, qkv, stride, 2 * size.d + offset, size, T::one());
         transpose::<T, I>(&mut self.transposed, &self.q, (size.t, size.head), (size.wide, size.long));
         scores::<T, I>(&mut self.probabilities, &self.k, &self.transposed, size);
-        causal_softmax::<T, I>(&mut self.probabilities, size);
+        causal_softmax::<T, I>(&mut self.probabilities, &mut self.sums, size);
     }
 
     /// `out = matrixᵀ·b` for a matrix (keys, queries) that is zero where a query does not see a key.
@@ -279,7 +291,7 @@ dispatch! {
 
                 transpose::<T, I>(&mut head.transposed, &g, (size.t, size.head), (size.wide, size.long));
                 scores::<T, I>(&mut slopes, &head.v, &head.transposed, size);
-                softmax_slopes(&mut slopes, &head.probabilities, size);
+                softmax_slopes(&mut slopes, &head.probabilities, &mut head.sums, size);
                 Head::by_key::<I>(&mut head.out, &slopes, &head.q, size);
                 store(out, &head.out, packed, d + offset, size);
                 for k in head.k.iter_mut() {
@@ -292,25 +304,20 @@ dispatch! {
     }
 }
 
-/// Turns the gradient of probabilities into that of scores.
+/// Turns the gradient of probabilities into that of scores. Vectors are read whole before one is written: of single elements
+/// the compiler would not see that none is another's.
 #[inline(always)]
-fn softmax_slopes<T: Float>(slopes: &mut [T], probabilities: &[T], size: Size) {
+fn softmax_slopes<T: Float>(slopes: &mut [T], probabilities: &[T], sums: &mut Partial<T>, size: Size) {
     for first in (0..size.t).step_by(LANES) {
         let keys = first + LANES;
-        let mut sums = [[T::zero(); LANES]; LANES];
         for key in 0..keys {
             let (slopes, p) = (at(slopes, key, first, size), at(probabilities, key, first, size));
-            let sums = &mut sums[key % LANES];
-            for lane in 0..LANES {
-                sums[lane] += slopes[lane] * p[lane];
-            }
+            sums[key % LANES] = by_lane([&before(sums, key), slopes, p], |[sum, slope, p]| sum + slope * p);
         }
-        let mean = tree_of_lanes(&sums);
+        let mean = tree_of_lanes(sums);
         for key in 0..keys {
             let (slopes, p) = (at_mut(slopes, key, first, size), at(probabilities, key, first, size));
-            for lane in 0..LANES {
-                slopes[lane] = p[lane] * (slopes[lane] - mean[lane]);
-            }
+            *slopes = by_lane([slopes, p, &mean], |[slope, p, mean]| p * (slope - mean));
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::{
     float::{Float, lane_sum, tree_sum},
-    tile::{Operands, Sums},
+    tile::Operands,
     transpose::{self, SIDE},
 };
 
@@ -19,7 +19,7 @@ pub trait Isa {
     ///
     /// # Safety
     /// As for `Operands::tile`, on a machine that has the instruction set.
-    unsafe fn tile<T: Float>(operands: Operands<T>) -> Sums<T>;
+    unsafe fn tile<T: Float>(operands: Operands<T>);
 
     /// A block of a transpose.
     ///
@@ -41,7 +41,7 @@ impl Isa for Plain {
     }
 
     #[inline(always)]
-    unsafe fn tile<T: Float>(operands: Operands<T>) -> Sums<T> {
+    unsafe fn tile<T: Float>(operands: Operands<T>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile::<Self>() }
     }
@@ -71,7 +71,7 @@ macro_rules! x86 {
             }
 
             #[inline(always)]
-            unsafe fn tile<T: Float>(operands: Operands<T>) -> Sums<T> {
+            unsafe fn tile<T: Float>(operands: Operands<T>) {
                 // SAFETY: as the caller promises.
                 unsafe { T::$tile(operands) }
             }

@@ -3,7 +3,7 @@
 use crate::{
     brain::{self, Factor},
     dispatch::{Isa, Plain},
-    tile::{Operands, Sums},
+    tile::Operands,
     transpose::{self, SIDE},
     weight::{self, Added, Block, Left, Weight},
 };
@@ -32,7 +32,7 @@ pub trait Float: WithDType {
     /// As for `Operands::tile`; the machine has AVX-512.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn tile_avx512(operands: Operands<Self>) -> Sums<Self> {
+    unsafe fn tile_avx512(operands: Operands<Self>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile::<Plain>() }
     }
@@ -43,7 +43,7 @@ pub trait Float: WithDType {
     /// As for `Operands::tile`; the machine has AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn tile_avx2(operands: Operands<Self>) -> Sums<Self> {
+    unsafe fn tile_avx2(operands: Operands<Self>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile::<Plain>() }
     }
@@ -139,14 +139,14 @@ impl Float for f32 {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn tile_avx512(operands: Operands<Self>) -> Sums<Self> {
+    unsafe fn tile_avx512(operands: Operands<Self>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile_avx512() }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn tile_avx2(operands: Operands<Self>) -> Sums<Self> {
+    unsafe fn tile_avx2(operands: Operands<Self>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile_avx2() }
     }
@@ -260,13 +260,20 @@ fn tree_avx2(lanes: &[f32; LANES]) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
+/// The same of each lane of some vectors.
+#[inline(always)]
+pub fn by_lane<T: Float, const N: usize>(vectors: [&[T; LANES]; N], f: impl Fn([T; N]) -> T) -> [T; LANES] {
+    let mut out = [T::zero(); LANES];
+    for lane in 0..LANES {
+        out[lane] = f(vectors.map(|vector| vector[lane]));
+    }
+    out
+}
+
 /// `a + b` by lane.
 #[inline(always)]
-fn plus<T: Float>(mut a: [T; LANES], b: [T; LANES]) -> [T; LANES] {
-    for lane in 0..LANES {
-        a[lane] += b[lane];
-    }
-    a
+fn plus<T: Float>(a: &[T; LANES], b: &[T; LANES]) -> [T; LANES] {
+    by_lane([a, b], |[a, b]| a + b)
 }
 
 /// Of each lane the sum over vectors, added up as [`Isa::sum`] adds up the elements of one.
@@ -274,10 +281,10 @@ fn plus<T: Float>(mut a: [T; LANES], b: [T; LANES]) -> [T; LANES] {
 /// Written out, since the compiler makes a loop over the vectors one of gathers and scatters.
 #[inline(always)]
 pub fn tree_of_lanes<T: Float>(v: &[[T; LANES]; LANES]) -> [T; LANES] {
-    let [a, b, c, d] = [plus(v[0], v[8]), plus(v[1], v[9]), plus(v[2], v[10]), plus(v[3], v[11])];
-    let [e, f, g, h] = [plus(v[4], v[12]), plus(v[5], v[13]), plus(v[6], v[14]), plus(v[7], v[15])];
-    let [a, b, c, d] = [plus(a, e), plus(b, f), plus(c, g), plus(d, h)];
-    plus(plus(a, c), plus(b, d))
+    let [a, b, c, d] = [plus(&v[0], &v[8]), plus(&v[1], &v[9]), plus(&v[2], &v[10]), plus(&v[3], &v[11])];
+    let [e, f, g, h] = [plus(&v[4], &v[12]), plus(&v[5], &v[13]), plus(&v[6], &v[14]), plus(&v[7], &v[15])];
+    let [a, b, c, d] = [plus(&a, &e), plus(&b, &f), plus(&c, &g), plus(&d, &h)];
+    plus(&plus(&a, &c), &plus(&b, &d))
 }
 
 /// `Σ term(…)` over the elements of equally long slices, in `LANES` partial sums, which `tree` adds up.
@@ -300,11 +307,16 @@ pub fn lane_sum<S: Float, T: Float, const N: usize>(
             *sum += term(std::array::from_fn(|k| vectors[k][lane]));
         }
     }
-    for (i, sum) in lanes.iter_mut().enumerate().take(len % LANES) {
+    if len.is_multiple_of(LANES) {
+        return tree(&lanes);
+    }
+    // Others, so that those above, of which none is asked for by its number, never leave their register.
+    let mut all = lanes;
+    for (i, sum) in all.iter_mut().enumerate().take(len % LANES) {
         // SAFETY: so many are left of each slice.
         *sum += term(std::array::from_fn(|k| unsafe { *parts[k].1.get_unchecked(i) }));
     }
-    tree(&lanes)
+    tree(&all)
 }
 
 /// The largest element, in `LANES` partial maxima; where there is a NaN, that or another.

@@ -137,6 +137,30 @@ dispatch! {
     }
 }
 
+/// What the gradient of a row needs of all of it: its mean, 1/√(variance + eps), mean(h) and mean(h·x̂).
+#[derive(Clone, Copy)]
+struct Row<T> {
+    mean: T,
+    scale: T,
+    mean_h: T,
+    mean_hx: T,
+}
+
+impl<T: Float> Row<T> {
+    #[inline(always)]
+    fn of<I: Isa>(x: &[T], weight: &[T], grad: &[T], eps: T) -> Self {
+        let n = T::of(x.len() as f64);
+        let (mean, scale) = moments::<T, I>(x, eps);
+        let mean_h = I::sum([grad, weight], |[g, w]| g * w) / n;
+        let mean_hx = I::sum([grad, weight, x], |[g, w, x]| g * w * ((x - mean) * scale)) / n;
+        Self { mean, scale, mean_h, mean_hx }
+    }
+}
+
+/// Rows whose sums are made before anything is written: each waits long for its own, and a processor that sees a write not
+/// far from where it is to read does not begin with the next.
+const TOGETHER: usize = 8;
+
 /// With x̂ the normalised row and h = grad·weight: dx = (h − mean(h) − x̂·mean(h·x̂)) / √(variance + eps), given to `put`.
 #[inline(always)]
 fn each_row<T: Float, I: Isa, D>(
@@ -149,17 +173,22 @@ fn each_row<T: Float, I: Isa, D>(
     put: impl Fn(&mut D, T),
 ) {
     let d = weight.len();
-    let n = T::of(d as f64);
     let (dweight, dbias) = (&mut dweight[..d], &mut dbias[..d]);
-    for ((row, g), dx) in x.chunks_exact(d).zip(grad.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
-        let (mean, scale) = moments::<T, I>(row, eps);
-        let mean_h = I::sum([g, weight], |[g, w]| g * w) / n;
-        let mean_hx = I::sum([g, weight, row], |[g, w, x]| g * w * ((x - mean) * scale)) / n;
-        for i in 0..d {
-            let normal = (row[i] - mean) * scale;
-            dweight[i] = I::mul_add(g[i], normal, dweight[i]);
-            dbias[i] += g[i];
-            put(&mut dx[i], (g[i] * weight[i] - mean_h - normal * mean_hx) * scale);
+    for ((x, g), dx) in x.chunks(TOGETHER * d).zip(grad.chunks(TOGETHER * d)).zip(dx.chunks_mut(TOGETHER * d)) {
+        let mut rows = [Row { mean: eps, scale: eps, mean_h: eps, mean_hx: eps }; TOGETHER];
+        for ((row, x), g) in rows.iter_mut().zip(x.chunks_exact(d)).zip(g.chunks_exact(d)) {
+            *row = Row::of::<I>(x, weight, g, eps);
+        }
+        for (((row, x), g), dx) in rows.iter().zip(x.chunks_exact(d)).zip(g.chunks_exact(d)).zip(dx.chunks_exact_mut(d))
+        {
+            // Without indices: where one may be out of bounds, the last vector is left to a loop of single elements.
+            let elements = x.iter().zip(g).zip(weight).zip(dx).zip(dweight.iter_mut().zip(dbias.iter_mut()));
+            for ((((&x, &g), &w), dx), (dweight, dbias)) in elements {
+                let normal = (x - row.mean) * row.scale;
+                *dweight = I::mul_add(g, normal, *dweight);
+                *dbias += g;
+                put(dx, (g * w - row.mean_h - normal * row.mean_hx) * row.scale);
+            }
         }
     }
 }

@@ -10,9 +10,6 @@ use std::ops::Range;
 /// multiply-add.
 pub const TILE_ROWS: usize = 8;
 
-/// A tile of a product: `TILE_ROWS` rows of one vector.
-pub type Sums<T> = [[T; LANES]; TILE_ROWS];
-
 /// A matrix in any order: (elements, distance between rows, distance between columns).
 #[derive(Clone, Copy)]
 pub struct Left<'a, T>(pub &'a [T], pub usize, pub usize);
@@ -35,7 +32,7 @@ pub fn product<T: Float, I: Isa>(
     rows: usize,
     wanted: impl Fn(usize) -> Wanted,
 ) {
-    tiles::<T, I>(out, a, b, strides, rows, wanted, |out, sums| out.copy_from_slice(sums));
+    tiles::<T, I>(out, a, b, strides, rows, wanted, false);
 }
 
 /// `out += a·b`, of the same terms and columns for every row.
@@ -48,64 +45,46 @@ pub fn add_product<T: Float, I: Isa>(
     rows: usize,
     (terms, columns): (usize, usize),
 ) {
-    let wanted = |_| Wanted { terms: 0..terms, columns };
-    tiles::<T, I>(out, a, b, strides, rows, wanted, |out, sums| {
-        for (out, &sum) in out.iter_mut().zip(sums) {
-            *out += sum;
-        }
-    });
+    tiles::<T, I>(out, a, b, strides, rows, |_| Wanted { terms: 0..terms, columns }, true);
 }
 
-/// Hands each row of each tile to `store`.
 #[inline(always)]
 fn tiles<T: Float, I: Isa>(
     out: &mut [T],
-    a: Left<'_, T>,
+    Left(a, row_stride, column_stride): Left<'_, T>,
     b: &[T],
-    strides: (usize, usize),
+    (b_stride, out_stride): (usize, usize),
     rows: usize,
     wanted: impl Fn(usize) -> Wanted,
-    store: impl Fn(&mut [T], &[T; LANES]),
+    add: bool,
 ) {
     for row in (0..rows).step_by(TILE_ROWS) {
         let Wanted { terms, columns } = wanted(row);
+        let last = terms.end.wrapping_sub(1);
         for column in (0..columns).step_by(LANES) {
-            let sums = tile::<T, I>(a, b, strides.0, row, column, terms.clone());
-            for (r, sums) in sums.iter().enumerate() {
-                let start = (row + r) * strides.1 + column;
-                store(&mut out[start..start + LANES], sums);
-            }
+            let out = &mut out[row * out_stride + column..][..(TILE_ROWS - 1) * out_stride + LANES];
+            assert!(terms.is_empty() || (row + TILE_ROWS - 1) * row_stride + last * column_stride < a.len());
+            assert!(terms.is_empty() || last * b_stride + column + LANES <= b.len());
+            let operands = Operands {
+                a: a.as_ptr().wrapping_add(row * row_stride + terms.start * column_stride),
+                row_stride,
+                column_stride,
+                b: b.as_ptr().wrapping_add(terms.start * b_stride + column),
+                b_stride,
+                terms: terms.len(),
+                out: out.as_mut_ptr(),
+                out_stride,
+                add,
+            };
+            // SAFETY: the assertions cover the last row and the last term, and `out` has a vector of each row; `I` is the
+            // instruction set that was dispatched to.
+            unsafe { I::tile(operands) }
         }
     }
 }
 
-#[inline(always)]
-fn tile<T: Float, I: Isa>(
-    Left(a, row_stride, column_stride): Left<'_, T>,
-    b: &[T],
-    b_stride: usize,
-    row: usize,
-    column: usize,
-    terms: Range<usize>,
-) -> Sums<T> {
-    let Some(last) = terms.end.checked_sub(1).filter(|_| !terms.is_empty()) else {
-        return [[T::zero(); LANES]; TILE_ROWS];
-    };
-    assert!((row + TILE_ROWS - 1) * row_stride + last * column_stride < a.len());
-    assert!(last * b_stride + column + LANES <= b.len());
-    let operands = Operands {
-        a: a[row * row_stride + terms.start * column_stride..].as_ptr(),
-        row_stride,
-        column_stride,
-        b: b[terms.start * b_stride + column..].as_ptr(),
-        b_stride,
-        terms: terms.len(),
-    };
-    // SAFETY: the assertions cover the last row and the last term; `I` is the instruction set that was dispatched to.
-    unsafe { I::tile(operands) }
-}
-
-/// What a tile is computed from: sums over `terms` columns of `TILE_ROWS` rows of `a` times rows of `b`.
+/// A tile, `TILE_ROWS` rows of one vector: sums over `terms` columns of rows of `a` times rows of `b`, written to `out` or added
+/// to what is there.
 #[derive(Clone, Copy)]
 pub struct Operands<T> {
     a: *const T,
@@ -114,16 +93,19 @@ pub struct Operands<T> {
     b: *const T,
     b_stride: usize,
     terms: usize,
+    out: *mut T,
+    out_stride: usize,
+    add: bool,
 }
 
 impl<T: Float> Operands<T> {
     /// The plain loop.
     ///
     /// # Safety
-    /// `a` must be readable at `r·row_stride + t·column_stride`, `b` for `LANES` elements from `t·b_stride`, for all
-    /// `r` below `TILE_ROWS` and `t` below `terms`.
+    /// `a` must be readable at `r·row_stride + t·column_stride`, `b` for `LANES` elements from `t·b_stride`, and `out`
+    /// be writable for `LANES` elements from `r·out_stride`, for all `r` below `TILE_ROWS` and `t` below `terms`.
     #[inline(always)]
-    pub unsafe fn tile<I: Isa>(self) -> Sums<T> {
+    pub unsafe fn tile<I: Isa>(self) {
         let mut sums = [[T::zero(); LANES]; TILE_ROWS];
         for term in 0..self.terms {
             for (r, sums) in sums.iter_mut().enumerate() {
@@ -135,7 +117,13 @@ impl<T: Float> Operands<T> {
                 }
             }
         }
-        sums
+        for (r, sums) in sums.iter().enumerate() {
+            // SAFETY: as the caller promises.
+            let out = unsafe { &mut *self.out.add(r * self.out_stride).cast::<[T; LANES]>() };
+            for (out, &sum) in out.iter_mut().zip(sums) {
+                *out = if self.add { *out + sum } else { sum };
+            }
+        }
     }
 }
 
@@ -147,24 +135,41 @@ impl Operands<f32> {
     /// As for `tile`; the machine has AVX-512.
     #[inline]
     #[target_feature(enable = "avx512f,avx2,fma")]
-    pub unsafe fn tile_avx512(self) -> Sums<f32> {
+    pub unsafe fn tile_avx512(self) {
+        use std::arch::x86_64::*;
+        let rows: [*const f32; TILE_ROWS] = std::array::from_fn(|r| self.a.wrapping_add(r * self.row_stride));
+        // SAFETY: as the caller promises. Addresses cost as much as sums where no distance is known.
+        let sums = unsafe {
+            match (self.row_stride, self.column_stride) {
+                (_, 1) => self.sums_avx512(|r, term| *rows[r].add(term)),
+                (1, _) => self.sums_avx512(|r, term| *self.a.add(term * self.column_stride).add(r)),
+                _ => self.sums_avx512(|r, term| *rows[r].add(term * self.column_stride)),
+            }
+        };
+        for (r, sum) in sums.into_iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let out = self.out.add(r * self.out_stride);
+                _mm512_storeu_ps(out, if self.add { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum });
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for `tile_avx512`; `a` gives the element of a row and term.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    unsafe fn sums_avx512(self, a: impl Fn(usize, usize) -> f32) -> [std::arch::x86_64::__m512; TILE_ROWS] {
         use std::arch::x86_64::*;
         let mut sums = [_mm512_setzero_ps(); TILE_ROWS];
         for term in 0..self.terms {
             // SAFETY: as the caller promises.
             let b = unsafe { _mm512_loadu_ps(self.b.add(term * self.b_stride)) };
             for (r, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: as the caller promises.
-                let a = unsafe { *self.a.add(r * self.row_stride + term * self.column_stride) };
-                *sum = _mm512_fmadd_ps(_mm512_set1_ps(a), b, *sum);
+                *sum = _mm512_fmadd_ps(_mm512_set1_ps(a(r, term)), b, *sum);
             }
         }
-        let mut out = [[0.0; LANES]; TILE_ROWS];
-        for (out, sum) in out.iter_mut().zip(sums) {
-            // SAFETY: a row of `out` is one vector.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
-        }
-        out
+        sums
     }
 
     /// Half the rows at a time, since there are half as many registers, half as wide.
@@ -173,10 +178,9 @@ impl Operands<f32> {
     /// As for `tile`; the machine has AVX2 and FMA.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn tile_avx2(self) -> Sums<f32> {
+    pub unsafe fn tile_avx2(self) {
         use std::arch::x86_64::*;
-        let mut out = [[0.0; LANES]; TILE_ROWS];
-        for (half, out) in out.chunks_exact_mut(TILE_ROWS / 2).enumerate() {
+        for half in 0..2 {
             let mut sums = [[_mm256_setzero_ps(); 2]; TILE_ROWS / 2];
             for term in 0..self.terms {
                 // SAFETY: as the caller promises; two vectors are `LANES` elements.
@@ -191,15 +195,16 @@ impl Operands<f32> {
                     *sums = [_mm256_fmadd_ps(a, b[0], sums[0]), _mm256_fmadd_ps(a, b[1], sums[1])];
                 }
             }
-            for (out, sums) in out.iter_mut().zip(sums) {
-                // SAFETY: a row of `out` is two vectors.
-                unsafe {
-                    _mm256_storeu_ps(out.as_mut_ptr(), sums[0]);
-                    _mm256_storeu_ps(out.as_mut_ptr().add(LANES / 2), sums[1]);
+            for (r, sums) in sums.into_iter().enumerate() {
+                for (side, sum) in sums.into_iter().enumerate() {
+                    // SAFETY: as the caller promises; a row is two vectors.
+                    unsafe {
+                        let out = self.out.add((half * TILE_ROWS / 2 + r) * self.out_stride + side * LANES / 2);
+                        _mm256_storeu_ps(out, if self.add { _mm256_add_ps(_mm256_loadu_ps(out), sum) } else { sum });
+                    }
                 }
             }
         }
-        out
     }
 }
 
