@@ -84,23 +84,33 @@ fn backward<T: Float>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, grad
     Ok((tensor(wants[0], dx, shape)?, tensor(wants[1], dweight, &d.into())?, tensor(wants[2], dbias, &d.into())?))
 }
 
-/// Mean and 1/√(variance + eps) of a row.
 #[inline(always)]
-fn moments<T: Float, I: Isa>(row: &[T], eps: T) -> (T, T) {
-    let n = T::of(row.len() as f64);
-    let mean = I::sum([row], |[x]| x) / n;
-    let variance = I::sum([row], |[x]| (x - mean) * (x - mean)) / n;
-    (mean, T::one() / (variance + eps).square_root())
+fn mean<T: Float, I: Isa>(row: &[T]) -> T {
+    I::sum([row], |[x]| x) / T::of(row.len() as f64)
+}
+
+/// 1/√(variance + eps) of a row.
+#[inline(always)]
+fn scale<T: Float, I: Isa>(row: &[T], mean: T, eps: T) -> T {
+    let variance = I::sum([row], |[x]| (x - mean) * (x - mean)) / T::of(row.len() as f64);
+    T::one() / (variance + eps).square_root()
 }
 
 dispatch! {
     pub(crate) fn forward<T: Float, I: Isa>(x: &[T], weight: &[T], bias: &[T], eps: T, out: &mut [MaybeUninit<T>]) {
         let d = weight.len();
-        let bias = &bias[..d];
-        for (row, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
-            let (mean, scale) = moments::<T, I>(row, eps);
-            for i in 0..d {
-                out[i].write(I::mul_add((row[i] - mean) * scale, weight[i], bias[i]));
+        for (x, out) in x.chunks(TOGETHER * d).zip(out.chunks_mut(TOGETHER * d)) {
+            let mut moments = [(T::zero(), T::zero()); TOGETHER];
+            for ((mean, _), x) in moments.iter_mut().zip(x.chunks_exact(d)) {
+                *mean = self::mean::<T, I>(x);
+            }
+            for ((mean, scale), x) in moments.iter_mut().zip(x.chunks_exact(d)) {
+                *scale = self::scale::<T, I>(x, *mean, eps);
+            }
+            for (((mean, scale), x), out) in moments.into_iter().zip(x.chunks_exact(d)).zip(out.chunks_exact_mut(d)) {
+                for (((&x, &weight), &bias), out) in x.iter().zip(weight).zip(bias).zip(out) {
+                    out.write(I::mul_add((x - mean) * scale, weight, bias));
+                }
             }
         }
     }
@@ -146,17 +156,6 @@ struct Row<T> {
     mean_hx: T,
 }
 
-impl<T: Float> Row<T> {
-    #[inline(always)]
-    fn of<I: Isa>(x: &[T], weight: &[T], grad: &[T], eps: T) -> Self {
-        let n = T::of(x.len() as f64);
-        let (mean, scale) = moments::<T, I>(x, eps);
-        let mean_h = I::sum([grad, weight], |[g, w]| g * w) / n;
-        let mean_hx = I::sum([grad, weight, x], |[g, w, x]| g * w * ((x - mean) * scale)) / n;
-        Self { mean, scale, mean_h, mean_hx }
-    }
-}
-
 /// Rows whose sums are made before anything is written: each waits long for its own, and a processor that sees a write not
 /// far from where it is to read does not begin with the next.
 const TOGETHER: usize = 8;
@@ -172,12 +171,23 @@ fn each_row<T: Float, I: Isa, D>(
     [dweight, dbias]: [&mut [T]; 2],
     put: impl Fn(&mut D, T),
 ) {
-    let d = weight.len();
+    let (d, n) = (weight.len(), T::of(weight.len() as f64));
     let (dweight, dbias) = (&mut dweight[..d], &mut dbias[..d]);
     for ((x, g), dx) in x.chunks(TOGETHER * d).zip(grad.chunks(TOGETHER * d)).zip(dx.chunks_mut(TOGETHER * d)) {
-        let mut rows = [Row { mean: eps, scale: eps, mean_h: eps, mean_hx: eps }; TOGETHER];
-        for ((row, x), g) in rows.iter_mut().zip(x.chunks_exact(d)).zip(g.chunks_exact(d)) {
-            *row = Row::of::<I>(x, weight, g, eps);
+        // One kind of sum after the other, since none waits for that of another row.
+        let mut rows = [Row { mean: T::zero(), scale: T::zero(), mean_h: T::zero(), mean_hx: T::zero() }; TOGETHER];
+        let each = || x.chunks_exact(d).zip(g.chunks_exact(d));
+        for (row, (x, _)) in rows.iter_mut().zip(each()) {
+            row.mean = mean::<T, I>(x);
+        }
+        for (row, (x, _)) in rows.iter_mut().zip(each()) {
+            row.scale = scale::<T, I>(x, row.mean, eps);
+        }
+        for (row, (_, g)) in rows.iter_mut().zip(each()) {
+            row.mean_h = I::sum([g, weight], |[g, w]| g * w) / n;
+        }
+        for (row, (x, g)) in rows.iter_mut().zip(each()) {
+            row.mean_hx = I::sum([g, weight, x], |[g, w, x]| g * w * ((x - row.mean) * row.scale)) / n;
         }
         for (((row, x), g), dx) in rows.iter().zip(x.chunks_exact(d)).zip(g.chunks_exact(d)).zip(dx.chunks_exact_mut(d))
         {

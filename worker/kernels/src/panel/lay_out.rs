@@ -53,7 +53,7 @@ pub fn panels<'a>(
 /// The elements of a weight whose panels are read where they are: small, by term, in whole vectors, and multiplied with too few
 /// rows to pay for laying it out.
 fn as_it_is<'a>(weight: &Weight<'a, f32>, rows: usize) -> Option<&'a [f32]> {
-    const ROWS: usize = 16 * TALL;
+    const ROWS: usize = 32 * TALL;
     const ELEMENTS: usize = 1 << 16;
     let (Elements::Same(elements) | Elements::Widened(elements)) = weight.elements else { return None };
     let small = rows <= ROWS && elements.len() <= ELEMENTS;
