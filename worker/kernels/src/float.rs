@@ -260,7 +260,7 @@ fn tree_avx2(lanes: &[f32; LANES]) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-/// The same of each lane of some vectors.
+/// `f` of the elements that some vectors have in a lane, for each lane.
 #[inline(always)]
 pub fn by_lane<T: Float, const N: usize>(vectors: [&[T; LANES]; N], f: impl Fn([T; N]) -> T) -> [T; LANES] {
     let mut out = [T::zero(); LANES];
