@@ -5,6 +5,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 DATA ?= .taskvec
 STAND_IN := $(CURDIR)/target/stand-in
+# Where cargo builds, which users may have moved.
+BUILT := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help setup build models nvrtc ptx quickstart laptop test test-gpu lint unit bench clean
 
@@ -38,10 +40,10 @@ ptx: nvrtc
 	$(CARGO) test --locked --workspace --test cuda_compiles
 
 quickstart: build
-	target/release/taskvec local sweeps/quickstart.yaml --data $(DATA)
+	$(BUILT)/release/taskvec local sweeps/quickstart.yaml --data $(DATA)
 
 laptop: build
-	target/release/taskvec local sweeps/laptop.yaml --data $(DATA)
+	$(BUILT)/release/taskvec local sweeps/laptop.yaml --data $(DATA)
 
 lint: setup
 	@mkdir -p target
