@@ -1,22 +1,23 @@
-//! Causal multi-head self-attention, fused per sequence and head: scores, softmax and products stay in the first-level
-//! cache. The forward keeps nothing; the backward computes the probabilities again, which is cheap where T is short.
+//! Causal multi-head self-attention, fused: scores, softmax and products of some queries stay in the cache. The forward keeps
+//! nothing; the backward computes the probabilities again, which is cheap where T is short.
 //!
-//! Scores and probabilities lie as (keys, queries), so that softmax runs along a vector of queries at a time and no sum goes
-//! across one.
+//! Each lane of a vector is a head of a sequence, so that nothing is padded to vectors and no sum goes across one, and what a
+//! query does not see is hardly computed.
 
 use crate::{
     buffer::{by_dtype, element_type, elements, filled, read, stored},
     dispatch::{Isa, dispatch},
-    float::{Float, LANES, by_lane, tree_of_lanes},
+    float::{Float, LANES, by_lane, one_by_one, tree_of_lanes},
+    lanes::{Factor, Places, TILE, Vector, gather, product, scatter},
     par,
-    tile::{Left, Wanted, product},
-    transpose::transpose,
 };
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
 
-/// Sequences that share one scratch memory.
-const SEQUENCES: usize = 4;
+/// Sequences that one thread takes at a time: some whole vectors of heads.
+const SEQUENCES: usize = LANES;
+/// Queries at a time.
+const QUERIES: usize = 2 * TILE;
 
 /// `softmax(q·kᵀ/√(d/heads), causal)·v` per head: `qkv` (B, T, 3d) holds queries, keys and values beside each other,
 /// each of them `heads` times d/heads wide; gives (B, T, d).
@@ -70,13 +71,13 @@ impl CustomOp1 for CausalAttention {
     }
 }
 
-/// Shape of one sequence. Scratch matrices are padded to whole vectors, so that no loop has a remainder.
+/// Shape of one sequence.
 #[derive(Clone, Copy)]
 pub(crate) struct Size {
     t: usize,
     d: usize,
     heads: usize,
-    /// d/heads, and the same rounded up.
+    /// d/heads, and the same rounded up to whole tiles.
     head: usize,
     wide: usize,
     /// T rounded up.
@@ -87,237 +88,316 @@ impl Size {
     pub(crate) fn new(t: usize, packed: usize, heads: usize) -> Self {
         let d = packed / 3;
         let head = d / heads;
-        Self { t, d, heads, head, wide: head.next_multiple_of(LANES), long: t.next_multiple_of(LANES) }
+        let [wide, long] = [head, t].map(|n| n.next_multiple_of(TILE));
+        Self { t, d, heads, head, wide, long }
     }
 
-    /// Every query looks at the keys up to its own.
-    fn keys_of(self, row: usize) -> usize {
-        self.long.min(row + crate::tile::TILE_ROWS)
+    /// The heads of so many sequences, a vector of them after the other. Lanes for which there is none repeat the last.
+    fn vectors(self, sequences: usize) -> impl Iterator<Item = Heads> {
+        let (all, Self { t, heads, head, .. }) = (sequences * self.heads, self);
+        (0..all).step_by(LANES).map(move |first| {
+            let of: [usize; LANES] = std::array::from_fn(|lane| (first + lane).min(all - 1));
+            Heads { tokens: of.map(|of| of / heads * t), columns: of.map(|of| of % heads * head), d: self.d }
+        })
     }
-}
 
-/// One head's matrices: (long, wide), (wide, long) where transposed, (keys, queries) for the probabilities.
-struct Head<T> {
-    q: Vec<T>,
-    k: Vec<T>,
-    v: Vec<T>,
-    transposed: Vec<T>,
-    probabilities: Vec<T>,
-    out: Vec<T>,
-    sums: Box<Partial<T>>,
-}
-
-impl<T: Float> Head<T> {
-    fn new(size: Size) -> Self {
-        let matrix = || vec![T::zero(); size.long * size.wide];
-        let probabilities = vec![T::zero(); size.long * size.long];
-        let sums = Box::new([[T::zero(); LANES]; LANES]);
-        Self { q: matrix(), k: matrix(), v: matrix(), transposed: matrix(), probabilities, out: matrix(), sums }
+    /// Its queries, some after the other.
+    fn queries(self) -> impl Iterator<Item = Queries> {
+        let queries = move |first| Queries { first, end: self.long.min(first + QUERIES), size: self };
+        (0..self.t).step_by(QUERIES).map(queries)
     }
 }
 
-/// Copies a head's columns, which begin at `offset` of rows of `stride`, times `factor`.
-#[inline(always)]
-fn load<T: Float>(to: &mut [T], from: &[T], stride: usize, offset: usize, size: Size, factor: T) {
-    for (to, from) in to.chunks_exact_mut(size.wide).zip(from.chunks_exact(stride)) {
-        let (to, from) = (&mut to[..size.head], &from[offset..offset + size.head]);
-        // Whole vectors, of which the compiler knows the length.
-        let ((to, to_rest), (from, from_rest)) = (to.as_chunks_mut::<LANES>(), from.as_chunks::<LANES>());
-        for (to, &from) in to.iter_mut().zip(from) {
-            let mut scaled = from;
-            for scaled in &mut scaled {
-                *scaled *= factor;
-            }
-            *to = scaled;
-        }
-        for (to, &from) in to_rest.iter_mut().zip(from_rest) {
-            *to = from * factor;
-        }
+/// Which head of which sequence each lane is: the sequence's first token among all, and the head's first column.
+struct Heads {
+    tokens: [usize; LANES],
+    columns: [usize; LANES],
+    d: usize,
+}
+
+impl Heads {
+    /// Where a token of them lies in rows that are `times` d wide, of which a head has its part of the first d.
+    #[inline(always)]
+    fn places(&self, token: usize, times: usize) -> Places {
+        let (stride, mut first) = (times * self.d, self.columns);
+        first.iter_mut().zip(&self.tokens).for_each(|(first, tokens)| *first += (tokens + token) * stride);
+        Places { first, stride }
     }
 }
 
-#[inline(always)]
-fn store<T: Float>(to: &mut [MaybeUninit<T>], from: &[T], stride: usize, offset: usize, size: Size) {
-    for (to, from) in to.chunks_exact_mut(stride).zip(from.chunks_exact(size.wide)) {
-        let (to, from) = (&mut to[offset..offset + size.head], &from[..size.head]);
-        let ((to, to_rest), (from, from_rest)) = (to.as_chunks_mut::<LANES>(), from.as_chunks::<LANES>());
-        for (to, from) in to.iter_mut().zip(from) {
-            to.write_copy_of_slice(from);
-        }
-        for (to, &from) in to_rest.iter_mut().zip(from_rest) {
-            to.write(from);
-        }
+/// Some queries: whole tiles, of which the last may be more than there are.
+struct Queries {
+    first: usize,
+    end: usize,
+    size: Size,
+}
+
+impl Queries {
+    fn count(&self) -> usize {
+        self.end - self.first
+    }
+
+    /// Those that there are.
+    fn real(&self) -> usize {
+        self.size.t.min(self.end) - self.first
+    }
+
+    /// Their tiles: the first of each.
+    fn tiles(&self) -> impl Iterator<Item = usize> {
+        (0..self.count()).step_by(TILE)
+    }
+
+    /// Keys that a query sees.
+    fn seen_by(&self, query: usize) -> usize {
+        self.first + query + 1
+    }
+
+    /// Keys that any query of its tile does.
+    fn seen_by_tile(&self, query: usize) -> usize {
+        self.seen_by(query).next_multiple_of(TILE)
+    }
+
+    /// Each query and its row of a matrix (queries, keys), as far as its tile sees.
+    fn rows_of<'a, T>(&self, matrix: &'a mut [Vector<T>]) -> impl Iterator<Item = (usize, &'a mut [Vector<T>])> {
+        let rows = matrix.chunks_exact_mut(self.size.long).take(self.count()).enumerate();
+        rows.map(|(query, row)| (query, &mut row[..self.seen_by_tile(query)]))
     }
 }
 
-/// `out = a·b` for `a` (keys, wide) and `b` (wide, queries): of each vector of queries, the keys up to its last.
-#[inline(always)]
-fn scores<T: Float, I: Isa>(out: &mut [T], a: &[T], b: &[T], size: Size) {
-    for first in (0..size.t).step_by(LANES) {
-        let (keys, strides) = (size.t.min(first + LANES), (size.long, size.long));
-        product::<T, I>(&mut out[first..], Left(a, size.wide, 1), &b[first..], strides, keys, |_| Wanted {
-            terms: 0..size.head,
-            columns: LANES,
-        });
-    }
+/// What attention works in, for a vector of heads: (long, wide) for what belongs to keys, (queries, wide) for what belongs to
+/// queries, (queries, long) for probabilities and what is like them.
+struct Scratch<'a, T> {
+    size: Size,
+    q: &'a mut [Vector<T>],
+    k: &'a mut [Vector<T>],
+    v: &'a mut [Vector<T>],
+    probabilities: &'a mut [Vector<T>],
+    /// A row for each query, of the output or of its gradient by them.
+    out: &'a mut [Vector<T>],
+    sums: Partial<T>,
+    back: Back<'a, T>,
 }
 
-/// A vector of queries beside a key.
-#[inline(always)]
-fn at<T>(matrix: &[T], key: usize, first: usize, size: Size) -> &[T; LANES] {
-    let from = key * size.long + first;
-    matrix[from..].first_chunk().expect("rows are whole vectors")
+/// What the backward needs beside it.
+struct Back<'a, T> {
+    grad: &'a mut [Vector<T>],
+    /// The gradient by probabilities, then by scores.
+    slopes: &'a mut [Vector<T>],
+    /// Keys times 1/√(d/heads).
+    scaled: &'a mut [Vector<T>],
+    dk: &'a mut [Vector<T>],
+    dv: &'a mut [Vector<T>],
 }
 
-#[inline(always)]
-fn at_mut<T>(matrix: &mut [T], key: usize, first: usize, size: Size) -> &mut [T; LANES] {
-    let from = key * size.long + first;
-    matrix[from..].first_chunk_mut().expect("rows are whole vectors")
-}
-
-/// Does the query in a lane see a key? Compared in numbers as wide as f32.
-#[inline(always)]
-fn sees(first: usize, lane: usize, key: usize) -> bool {
-    first as u32 + lane as u32 >= key as u32
-}
-
-/// Partial sums of the keys that are as many vectors apart, for a vector of queries.
-type Partial<T> = [[T; LANES]; LANES];
+/// Partial sums over the keys that are as many vectors apart.
+type Partial<T> = [Vector<T>; LANES];
 
 /// A key's partial sum before anything is added to it. Nothing needs to have been written there before the first.
 #[inline(always)]
-fn before<T: Float>(sums: &Partial<T>, key: usize) -> [T; LANES] {
+fn before<T: Float>(sums: &Partial<T>, key: usize) -> Vector<T> {
     if key < LANES { [T::zero(); LANES] } else { sums[key % LANES] }
 }
 
-/// Softmax over the keys that each query sees, zeros behind them up to the next whole vector of keys.
+/// Ends a sum over keys, of which there are so many.
 #[inline(always)]
-fn causal_softmax<T: Float, I: Isa>(scores: &mut [T], sums: &mut Partial<T>, size: Size) {
-    for first in (0..size.t).step_by(LANES) {
-        let keys = first + LANES;
-        let mut largest = *at(scores, 0, first, size);
-        for key in 1..keys {
-            let scores = at(scores, key, first, size);
-            for lane in 0..LANES {
-                let larger = sees(first, lane, key) & (scores[lane] > largest[lane]);
-                largest[lane] = if larger { scores[lane] } else { largest[lane] };
-            }
+fn summed<T: Float>(sums: &mut Partial<T>, keys: usize) -> Vector<T> {
+    sums.iter_mut().skip(keys).for_each(|sum| *sum = [T::zero(); LANES]);
+    tree_of_lanes(sums)
+}
+
+impl<'a, T: Float> Scratch<'a, T> {
+    /// In memory that may hold anything.
+    fn new(size: Size, memory: &'a mut Vec<Vector<T>>) -> Self {
+        let [keys, queries, pairs] = [size.long * size.wide, QUERIES * size.wide, QUERIES * size.long];
+        let all = 5 * keys + 3 * queries + 2 * pairs;
+        memory.resize(all.max(memory.len()), [T::zero(); LANES]);
+        let mut rest = memory.as_mut_slice();
+        let mut part = |len: usize| rest.split_off_mut(..len).expect("counted above");
+        let [q, out, grad] = std::array::from_fn(|_| part(queries));
+        let [probabilities, slopes] = std::array::from_fn(|_| part(pairs));
+        let [k, v, scaled, dk, dv] = std::array::from_fn(|_| part(keys));
+        let back = Back { grad, slopes, scaled, dk, dv };
+        Self { size, q, k, v, probabilities, out, sums: [[T::zero(); LANES]; LANES], back }
+    }
+
+    /// Loads keys and values, zeros where the last tile has more than there are.
+    #[inline(always)]
+    fn load<I: Isa>(&mut self, qkv: &[T], heads: &Heads) {
+        let Size { t, d, head, wide, .. } = self.size;
+        let at = heads.places(0, 3);
+        for (to, offset) in [(&mut *self.k, d), (&mut *self.v, 2 * d)] {
+            gather::<T, I>((to, wide), qkv, &at.plus(offset), [t, head]);
+            to[t * wide..].fill([T::zero(); LANES]);
         }
-        for key in 0..keys {
-            let scores = at_mut(scores, key, first, size);
-            for lane in 0..LANES {
-                let e = (scores[lane] - largest[lane]).exponential::<I>();
-                scores[lane] = if sees(first, lane, key) { e } else { T::zero() };
-            }
+    }
+
+    /// Loads some queries, scaled by 1/√(d/heads), and computes their probabilities: zeros for the keys of a tile that a query
+    /// does not see.
+    #[inline(always)]
+    fn attend<I: Isa>(&mut self, qkv: &[T], heads: &Heads, queries: &Queries) {
+        load_queries::<T, I>(self.q, qkv, heads.places(queries.first, 3), queries);
+        multiply(self.q, scale(self.size));
+        scores::<T, I>(self.probabilities, [self.q, self.k], queries);
+        for (query, scores) in queries.rows_of(self.probabilities) {
+            softmax::<T, I>(scores, &mut self.sums, queries.seen_by(query));
         }
-        for key in 0..keys {
-            sums[key % LANES] = by_lane([&before(sums, key), at(scores, key, first, size)], |[sum, e]| sum + e);
-        }
-        let mut scale = tree_of_lanes(sums);
-        for scale in &mut scale {
-            *scale = T::one() / *scale;
-        }
-        for key in 0..keys {
-            let scores = at_mut(scores, key, first, size);
-            for lane in 0..LANES {
-                scores[lane] *= scale[lane];
-            }
+    }
+
+    /// From probabilities and the gradient of the output, to the gradient by values, to which these queries add, and by scores.
+    #[inline(always)]
+    fn slopes<I: Isa>(&mut self, grad: &[T], heads: &Heads, queries: &Queries) {
+        let Self { v, probabilities, sums, back, .. } = self;
+        load_queries::<T, I>(back.grad, grad, heads.places(queries.first, 1), queries);
+        by_key::<T, I>(back.dv, [probabilities, back.grad], queries);
+        scores::<T, I>(back.slopes, [back.grad, v], queries);
+        for ((query, slopes), p) in queries.rows_of(back.slopes).zip(probabilities.chunks_exact(self.size.long)) {
+            softmax_slopes(slopes, p, sums, queries.seen_by(query));
         }
     }
 }
 
-impl<T: Float> Head<T> {
-    /// Loads head `h` of one sequence and computes its probabilities. The queries are scaled by 1/√(d/heads).
-    #[inline(always)]
-    fn attend<I: Isa>(&mut self, qkv: &[T], h: usize, size: Size) {
-        let scale = T::of(1.0 / (size.head as f64).sqrt());
-        let (stride, offset) = (3 * size.d, h * size.head);
-        load(&mut self.q, qkv, stride, offset, size, scale);
-        load(&mut self.k, qkv, stride, size.d + offset, size, T::one());
-        load(&mut self.v, qkv, stride, 2 * size.d + offset, size, T::one());
-        transpose::<T, I>(&mut self.transposed, &self.q, (size.t, size.head), (size.wide, size.long));
-        scores::<T, I>(&mut self.probabilities, &self.k, &self.transposed, size);
-        causal_softmax::<T, I>(&mut self.probabilities, &mut self.sums, size);
+/// Softmax of a query's scores, with zeros for keys that are not `seen`.
+#[inline(always)]
+fn softmax<T: Float, I: Isa>(scores: &mut [Vector<T>], sums: &mut Partial<T>, seen: usize) {
+    let (scores, unseen) = scores.split_at_mut(seen);
+    let mut largest = scores[0];
+    for score in scores.iter() {
+        one_by_one();
+        for (largest, &score) in largest.iter_mut().zip(score) {
+            *largest = if score > *largest { score } else { *largest };
+        }
     }
-
-    /// `out = matrixᵀ·b` for a matrix (keys, queries) that is zero where a query does not see a key.
-    #[inline(always)]
-    fn by_query<I: Isa>(out: &mut [T], matrix: &[T], b: &[T], size: Size) {
-        product::<T, I>(out, Left(matrix, 1, size.long), b, (size.wide, size.wide), size.t, |row| Wanted {
-            terms: 0..size.t.min(size.keys_of(row)),
-            columns: size.wide,
-        });
+    for score in scores.iter_mut() {
+        one_by_one();
+        for (score, &largest) in score.iter_mut().zip(&largest) {
+            *score = (*score - largest).exponential::<I>();
+        }
     }
+    for (key, e) in scores.iter().enumerate() {
+        one_by_one();
+        sums[key % LANES] = by_lane([&before(sums, key), e], |[sum, e]| sum + e);
+    }
+    let total = summed(sums, seen);
+    let scale = by_lane([&total], |[total]| T::one() / total);
+    for e in scores {
+        one_by_one();
+        for (e, &scale) in e.iter_mut().zip(&scale) {
+            *e *= scale;
+        }
+    }
+    unseen.fill([T::zero(); LANES]);
+}
 
-    /// `out = matrix·b` for such a matrix.
-    #[inline(always)]
-    fn by_key<I: Isa>(out: &mut [T], matrix: &[T], b: &[T], size: Size) {
-        product::<T, I>(out, Left(matrix, size.long, 1), b, (size.wide, size.wide), size.t, |row| Wanted {
-            terms: row..size.t,
-            columns: size.wide,
-        });
+fn scale<T: Float>(size: Size) -> T {
+    T::of(1.0 / (size.head as f64).sqrt())
+}
+
+#[inline(always)]
+fn multiply<T: Float>(vectors: &mut [Vector<T>], by: T) {
+    vectors.as_flattened_mut().iter_mut().for_each(|x| *x *= by);
+}
+
+#[inline(always)]
+fn multiplied<T: Float>(to: &mut [Vector<T>], from: &[Vector<T>], by: T) {
+    to.as_flattened_mut().iter_mut().zip(from.as_flattened()).for_each(|(to, &from)| *to = from * by);
+}
+
+/// Loads rows of some queries, zeros where a tile has more than there are.
+#[inline(always)]
+fn load_queries<T: Float, I: Isa>(to: &mut [Vector<T>], from: &[T], at: Places, queries: &Queries) {
+    let Size { head, wide, .. } = queries.size;
+    gather::<T, I>((to, wide), from, &at, [queries.real(), head]);
+    to[queries.real() * wide..queries.count() * wide].fill([T::zero(); LANES]);
+}
+
+/// (queries, keys) from rows of both, for the tiles of which a query sees a key.
+#[inline(always)]
+fn scores<T: Float, I: Isa>(out: &mut [Vector<T>], [rows, keys]: [&[Vector<T>]; 2], queries: &Queries) {
+    let Size { head, wide, long, .. } = queries.size;
+    for query in queries.tiles() {
+        let factors = [Factor(&rows[query * wide..], wide, 1), Factor(keys, wide, 1)];
+        let shape = [TILE, queries.seen_by_tile(query), head];
+        product::<T, I>((&mut out[query * long..], long), factors, shape, false);
+    }
+}
+
+/// `out = matrix·rows` for a matrix (queries, keys): a row for each query, summed over the keys.
+#[inline(always)]
+fn by_query<T: Float, I: Isa>(out: &mut [Vector<T>], [matrix, rows]: [&[Vector<T>]; 2], queries: &Queries) {
+    let Size { wide, long, .. } = queries.size;
+    for query in queries.tiles() {
+        let factors = [Factor(&matrix[query * long..], long, 1), Factor(rows, 1, wide)];
+        let shape = [TILE, wide, queries.seen_by_tile(query)];
+        product::<T, I>((&mut out[query * wide..], wide), factors, shape, false);
+    }
+}
+
+/// `out += matrixᵀ·rows` for such a matrix: a row for each key, summed over these queries after those before them.
+#[inline(always)]
+fn by_key<T: Float, I: Isa>(out: &mut [Vector<T>], [matrix, rows]: [&[Vector<T>]; 2], queries: &Queries) {
+    let Size { wide, long, .. } = queries.size;
+    for key in (0..queries.end).step_by(TILE) {
+        let first = key.saturating_sub(queries.first);
+        let factors = [Factor(&matrix[first * long + key..], 1, long), Factor(&rows[first * wide..], 1, wide)];
+        let shape = [TILE, wide, queries.count() - first];
+        product::<T, I>((&mut out[key * wide..], wide), factors, shape, key < queries.first);
     }
 }
 
 dispatch! {
     pub(crate) fn forward<T: Float, I: Isa>(qkv: &[T], size: Size, out: &mut [MaybeUninit<T>]) {
-        let mut head = Head::new(size);
-        for (qkv, out) in qkv.chunks_exact(3 * size.t * size.d).zip(out.chunks_exact_mut(size.t * size.d)) {
-            for h in 0..size.heads {
-                head.attend::<I>(qkv, h, size);
-                Head::by_query::<I>(&mut head.out, &head.probabilities, &head.v, size);
-                store(out, &head.out, size.d, h * size.head, size);
+        let mut room = T::room().take();
+        let mut scratch = Scratch::new(size, &mut room);
+        for heads in size.vectors(out.len() / (size.t * size.d)) {
+            scratch.load::<I>(qkv, &heads);
+            for queries in size.queries() {
+                scratch.attend::<I>(qkv, &heads, &queries);
+                let Scratch { probabilities, v, out: rows, .. } = &mut scratch;
+                by_query::<T, I>(rows, [probabilities, v], &queries);
+                scatter::<T, I>(out, &heads.places(queries.first, 1), (rows, size.wide), [queries.real(), size.head]);
             }
         }
+        T::room().set(room);
     }
 }
 
 dispatch! {
     /// With P the probabilities and G the gradient: dV = Pᵀ·G, dP = G·Vᵀ, dS = P∘(dP − Σ P∘dP), dQ = dS·K, dK = dSᵀ·Q.
     pub(crate) fn backward<T: Float, I: Isa>(qkv: &[T], grad: &[T], size: Size, out: &mut [MaybeUninit<T>]) {
-        let mut head = Head::new(size);
-        let mut g = vec![T::zero(); size.long * size.wide];
-        let mut slopes = vec![T::zero(); size.long * size.long];
-        let scale = T::of(1.0 / (size.head as f64).sqrt());
-        let (packed, d) = (3 * size.d, size.d);
-        let sequences = qkv.chunks_exact(size.t * packed).zip(grad.chunks_exact(size.t * d));
-        for ((qkv, grad), out) in sequences.zip(out.chunks_exact_mut(size.t * packed)) {
-            for h in 0..size.heads {
-                let offset = h * size.head;
-                head.attend::<I>(qkv, h, size);
-                load(&mut g, grad, d, offset, size, T::one());
-                Head::by_key::<I>(&mut head.out, &head.probabilities, &g, size);
-                store(out, &head.out, packed, 2 * d + offset, size);
-
-                transpose::<T, I>(&mut head.transposed, &g, (size.t, size.head), (size.wide, size.long));
-                scores::<T, I>(&mut slopes, &head.v, &head.transposed, size);
-                softmax_slopes(&mut slopes, &head.probabilities, &mut head.sums, size);
-                Head::by_key::<I>(&mut head.out, &slopes, &head.q, size);
-                store(out, &head.out, packed, d + offset, size);
-                for k in head.k.iter_mut() {
-                    *k *= scale;
-                }
-                Head::by_query::<I>(&mut head.out, &slopes, &head.k, size);
-                store(out, &head.out, packed, offset, size);
+        let Size { t, d, head, wide, .. } = size;
+        let mut room = T::room().take();
+        let mut scratch = Scratch::new(size, &mut room);
+        for heads in size.vectors(grad.len() / (t * d)) {
+            scratch.load::<I>(qkv, &heads);
+            multiplied(scratch.back.scaled, scratch.k, scale(size));
+            for queries in size.queries() {
+                scratch.attend::<I>(qkv, &heads, &queries);
+                scratch.slopes::<I>(grad, &heads, &queries);
+                let Scratch { q, out: rows, back: Back { slopes, scaled, dk, .. }, .. } = &mut scratch;
+                by_key::<T, I>(dk, [slopes, q], &queries);
+                by_query::<T, I>(rows, [slopes, scaled], &queries);
+                scatter::<T, I>(out, &heads.places(queries.first, 3), (rows, wide), [queries.real(), head]);
             }
+            let (at, Back { dk, dv, .. }) = (heads.places(0, 3), &scratch.back);
+            scatter::<T, I>(out, &at.plus(d), (dk, wide), [t, head]);
+            scatter::<T, I>(out, &at.plus(2 * d), (dv, wide), [t, head]);
         }
+        T::room().set(room);
     }
 }
 
-/// Turns the gradient of probabilities into that of scores. Vectors are read whole before one is written: of single elements
-/// the compiler would not see that none is another's.
+/// Turns the gradient of a query's probabilities into that of its scores, with zeros for keys that are not `seen`.
 #[inline(always)]
-fn softmax_slopes<T: Float>(slopes: &mut [T], probabilities: &[T], sums: &mut Partial<T>, size: Size) {
-    for first in (0..size.t).step_by(LANES) {
-        let keys = first + LANES;
-        for key in 0..keys {
-            let (slopes, p) = (at(slopes, key, first, size), at(probabilities, key, first, size));
-            sums[key % LANES] = by_lane([&before(sums, key), slopes, p], |[sum, slope, p]| sum + slope * p);
-        }
-        let mean = tree_of_lanes(sums);
-        for key in 0..keys {
-            let (slopes, p) = (at_mut(slopes, key, first, size), at(probabilities, key, first, size));
-            *slopes = by_lane([slopes, p, &mean], |[slope, p, mean]| p * (slope - mean));
-        }
+fn softmax_slopes<T: Float>(slopes: &mut [Vector<T>], probabilities: &[Vector<T>], sums: &mut Partial<T>, seen: usize) {
+    let (slopes, unseen) = slopes.split_at_mut(seen);
+    for (key, (slope, p)) in slopes.iter().zip(probabilities).enumerate() {
+        one_by_one();
+        sums[key % LANES] = by_lane([&before(sums, key), slope, p], |[sum, slope, p]| sum + slope * p);
     }
+    let mean = summed(sums, seen);
+    for (slope, p) in slopes.iter_mut().zip(probabilities) {
+        one_by_one();
+        *slope = by_lane([slope, p, &mean], |[slope, p, mean]| p * (slope - mean));
+    }
+    unseen.fill([T::zero(); LANES]);
 }

@@ -5,7 +5,8 @@
 
 use crate::{
     float::{Float, lane_sum, tree_sum},
-    tile::Operands,
+    lanes::{self, Vector},
+    tile,
     transpose::{self, SIDE},
 };
 
@@ -18,8 +19,26 @@ pub trait Isa {
     /// A tile of a product.
     ///
     /// # Safety
-    /// As for `Operands::tile`, on a machine that has the instruction set.
-    unsafe fn tile<T: Float>(operands: Operands<T>);
+    /// As for `tile::Operands::tile`, on a machine that has the instruction set.
+    unsafe fn tile<T: Float>(operands: tile::Operands<T>);
+
+    /// A tile of a product of as many matrices as there are lanes.
+    ///
+    /// # Safety
+    /// As for `lanes::Operands::lanes`, on a machine that has the instruction set.
+    unsafe fn lanes<T: Float>(operands: lanes::Operands<T>);
+
+    /// Some elements of each lane as vectors.
+    ///
+    /// # Safety
+    /// As for `lanes::gather_plain`, on a machine that has the instruction set.
+    unsafe fn gather<T: Float>(from: impl Fn(usize) -> *const T, to: *mut Vector<T>);
+
+    /// The opposite.
+    ///
+    /// # Safety
+    /// As for `lanes::scatter_plain`, on a machine that has the instruction set.
+    unsafe fn scatter<T: Float>(from: *const Vector<T>, to: impl Fn(usize) -> *mut T);
 
     /// A block of a transpose.
     ///
@@ -41,9 +60,27 @@ impl Isa for Plain {
     }
 
     #[inline(always)]
-    unsafe fn tile<T: Float>(operands: Operands<T>) {
+    unsafe fn tile<T: Float>(operands: tile::Operands<T>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile::<Self>() }
+    }
+
+    #[inline(always)]
+    unsafe fn lanes<T: Float>(operands: lanes::Operands<T>) {
+        // SAFETY: as the caller promises.
+        unsafe { operands.lanes::<Self>() }
+    }
+
+    #[inline(always)]
+    unsafe fn gather<T: Float>(from: impl Fn(usize) -> *const T, to: *mut Vector<T>) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::gather_plain(from, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn scatter<T: Float>(from: *const Vector<T>, to: impl Fn(usize) -> *mut T) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::scatter_plain(from, to) }
     }
 
     #[inline(always)]
@@ -59,7 +96,7 @@ impl Isa for Plain {
 }
 
 macro_rules! x86 {
-    ($name:ident, $tile:ident) => {
+    ($name:ident, $tile:ident, $lanes:ident, $gather:ident, $scatter:ident) => {
         #[cfg(target_arch = "x86_64")]
         pub struct $name;
 
@@ -71,9 +108,27 @@ macro_rules! x86 {
             }
 
             #[inline(always)]
-            unsafe fn tile<T: Float>(operands: Operands<T>) {
+            unsafe fn tile<T: Float>(operands: tile::Operands<T>) {
                 // SAFETY: as the caller promises.
                 unsafe { T::$tile(operands) }
+            }
+
+            #[inline(always)]
+            unsafe fn lanes<T: Float>(operands: lanes::Operands<T>) {
+                // SAFETY: as the caller promises.
+                unsafe { T::$lanes(operands) }
+            }
+
+            #[inline(always)]
+            unsafe fn gather<T: Float>(from: impl Fn(usize) -> *const T, to: *mut Vector<T>) {
+                // SAFETY: as the caller promises.
+                unsafe { T::$gather(from, to) }
+            }
+
+            #[inline(always)]
+            unsafe fn scatter<T: Float>(from: *const Vector<T>, to: impl Fn(usize) -> *mut T) {
+                // SAFETY: as the caller promises.
+                unsafe { T::$scatter(from, to) }
             }
 
             #[inline(always)]
@@ -90,8 +145,8 @@ macro_rules! x86 {
         }
     };
 }
-x86!(Avx512, tile_avx512);
-x86!(Avx2, tile_avx2);
+x86!(Avx512, tile_avx512, lanes_avx512, gather_avx512, scatter_avx512);
+x86!(Avx2, tile_avx2, lanes_avx2, gather_avx2, scatter_avx2);
 
 /// Declares `fn name<T: Float>(…)` whose body is compiled for AVX-512, AVX2 + FMA and the plain target. The body may
 /// use `T` and `M: Isa`; what it calls must be `#[inline(always)]`, so that it is compiled with the same features.

@@ -3,12 +3,13 @@
 use crate::{
     brain::{self, Factor},
     dispatch::{Isa, Plain},
-    tile::Operands,
+    lanes::{self, Vector},
+    tile,
     transpose::{self, SIDE},
     weight::{self, Added, Block, Left, Weight},
 };
 use candle_core::{CpuStorage, Result, WithDType};
-use std::ops::Range;
+use std::{cell::Cell, ops::Range, thread::LocalKey};
 
 /// Partial sums kept side by side: one AVX-512 register of f32. Fixed, so that every machine adds in the same order.
 pub const LANES: usize = 16;
@@ -23,16 +24,19 @@ pub trait Float: WithDType {
     /// NaN stays NaN.
     fn hyperbolic_tangent<I: Isa>(self) -> Self;
 
+    /// Vectors that a thread keeps for its next use, whatever they hold.
+    fn room() -> &'static LocalKey<Cell<Vec<Vector<Self>>>>;
+
     /// The elements of a storage of this type.
     fn elements_mut(storage: &mut CpuStorage) -> Result<&mut [Self]>;
 
     /// See [`crate::tile`]; the plain loop unless there is a better one.
     ///
     /// # Safety
-    /// As for `Operands::tile`; the machine has AVX-512.
+    /// As for `tile::Operands::tile`; the machine has AVX-512.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn tile_avx512(operands: Operands<Self>) {
+    unsafe fn tile_avx512(operands: tile::Operands<Self>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile::<Plain>() }
     }
@@ -40,12 +44,78 @@ pub trait Float: WithDType {
     /// See [`crate::tile`]; the plain loop unless there is a better one.
     ///
     /// # Safety
-    /// As for `Operands::tile`; the machine has AVX2 and FMA.
+    /// As for `tile::Operands::tile`; the machine has AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn tile_avx2(operands: Operands<Self>) {
+    unsafe fn tile_avx2(operands: tile::Operands<Self>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile::<Plain>() }
+    }
+
+    /// See [`crate::lanes`]; the plain loop unless there is a better one.
+    ///
+    /// # Safety
+    /// As for `lanes::Operands::lanes`; the machine has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn lanes_avx512(operands: lanes::Operands<Self>) {
+        // SAFETY: as the caller promises.
+        unsafe { operands.lanes::<Plain>() }
+    }
+
+    /// See [`crate::lanes`]; the plain loop unless there is a better one.
+    ///
+    /// # Safety
+    /// As for `lanes::Operands::lanes`; the machine has AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn lanes_avx2(operands: lanes::Operands<Self>) {
+        // SAFETY: as the caller promises.
+        unsafe { operands.lanes::<Plain>() }
+    }
+
+    /// See [`crate::lanes`]; the plain loop unless there is a better one.
+    ///
+    /// # Safety
+    /// As for `lanes::gather_plain`; the machine has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn gather_avx512(from: impl Fn(usize) -> *const Self, to: *mut Vector<Self>) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::gather_plain(from, to) }
+    }
+
+    /// See [`crate::lanes`]; the plain loop unless there is a better one.
+    ///
+    /// # Safety
+    /// As for `lanes::scatter_plain`; the machine has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn scatter_avx512(from: *const Vector<Self>, to: impl Fn(usize) -> *mut Self) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::scatter_plain(from, to) }
+    }
+
+    /// See [`crate::lanes`]; the plain loop unless there is a better one.
+    ///
+    /// # Safety
+    /// As for `lanes::gather_plain`; the machine has AVX2.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn gather_avx2(from: impl Fn(usize) -> *const Self, to: *mut Vector<Self>) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::gather_plain(from, to) }
+    }
+
+    /// See [`crate::lanes`]; the plain loop unless there is a better one.
+    ///
+    /// # Safety
+    /// As for `lanes::scatter_plain`; the machine has AVX2.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn scatter_avx2(from: *const Vector<Self>, to: impl Fn(usize) -> *mut Self) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::scatter_plain(from, to) }
     }
 
     /// See [`crate::transpose`]; the plain loop unless there is a better one.
@@ -105,6 +175,39 @@ pub trait Float: WithDType {
 }
 
 impl Float for f32 {
+    fn room() -> &'static LocalKey<Cell<Vec<Vector<Self>>>> {
+        thread_local!(static ROOM: Cell<Vec<Vector<f32>>> = const { Cell::new(Vec::new()) });
+        &ROOM
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn gather_avx512(from: impl Fn(usize) -> *const Self, to: *mut Vector<Self>) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::gather_avx512(from, to) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn scatter_avx512(from: *const Vector<Self>, to: impl Fn(usize) -> *mut Self) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::scatter_avx512(from, to) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn gather_avx2(from: impl Fn(usize) -> *const Self, to: *mut Vector<Self>) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::gather_avx2(from, to) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn scatter_avx2(from: *const Vector<Self>, to: impl Fn(usize) -> *mut Self) {
+        // SAFETY: as the caller promises.
+        unsafe { lanes::scatter_avx2(from, to) }
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn transpose_avx2(rows: [*const Self; SIDE], to: *mut Self, distance: usize) {
@@ -139,14 +242,28 @@ impl Float for f32 {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn tile_avx512(operands: Operands<Self>) {
+    unsafe fn tile_avx512(operands: tile::Operands<Self>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile_avx512() }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn tile_avx2(operands: Operands<Self>) {
+    unsafe fn lanes_avx512(operands: lanes::Operands<Self>) {
+        // SAFETY: as the caller promises.
+        unsafe { operands.lanes_avx512() }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn lanes_avx2(operands: lanes::Operands<Self>) {
+        // SAFETY: as the caller promises.
+        unsafe { operands.lanes_avx2() }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn tile_avx2(operands: tile::Operands<Self>) {
         // SAFETY: as the caller promises.
         unsafe { operands.tile_avx2() }
     }
@@ -204,6 +321,11 @@ impl Float for f32 {
 }
 
 impl Float for f64 {
+    fn room() -> &'static LocalKey<Cell<Vec<Vector<Self>>>> {
+        thread_local!(static ROOM: Cell<Vec<Vector<f64>>> = const { Cell::new(Vec::new()) });
+        &ROOM
+    }
+
     fn elements_mut(storage: &mut CpuStorage) -> Result<&mut [Self]> {
         match storage {
             CpuStorage::F64(data) => Ok(data),
@@ -258,6 +380,14 @@ fn tree_avx2(lanes: &[f32; LANES]) -> f32 {
     let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
     let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// Said in a loop over vectors, keeps the compiler from making vectors across them, with gathers and scatters, of what is to
+/// be one instruction for each.
+#[inline(always)]
+pub fn one_by_one() {
+    // SAFETY: no instruction at all; but the compiler does not know that it may be done for several vectors at once.
+    unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) }
 }
 
 /// `f` of the elements that some vectors have in a lane, for each lane.

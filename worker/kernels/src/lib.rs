@@ -36,6 +36,7 @@ mod dispatch;
 mod float;
 mod gated;
 mod gated_linear;
+mod lanes;
 mod language;
 mod layer_norm;
 mod linear;
