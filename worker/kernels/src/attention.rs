@@ -8,7 +8,11 @@ use crate::{
     buffer::{by_dtype, element_type, elements, filled, read, stored},
     dispatch::{Isa, dispatch},
     float::{Float, LANES, by_lane, one_by_one, tree_of_lanes},
-    lanes::{Factor, Places, TILE, Vector, gather, product, scatter},
+    lanes::{
+        Factor, TILE, Vector,
+        places::{Places, gather, scatter},
+        product,
+    },
     par,
 };
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};

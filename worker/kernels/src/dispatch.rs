@@ -3,15 +3,19 @@
 //! The program is built for plain x86-64, so that one binary runs anywhere; without this, LLVM would vectorise our
 //! loops for SSE2 only, a quarter (AVX2) or an eighth (AVX-512) of what the machine can do.
 
+#[cfg(target_arch = "x86_64")]
+use crate::float::tree_avx2;
 use crate::{
     float::{Float, lane_sum, tree_sum},
-    lanes::{self, Vector},
+    lanes::{self, Vector, places},
     tile,
     transpose::{self, SIDE},
 };
+#[cfg(target_arch = "x86_64")]
+use std::any::TypeId;
 
-/// An instruction set a loop is compiled for.
-pub trait Isa {
+/// An instruction set a loop is compiled for: plain loops, unless there is a better way.
+pub trait Isa: Sized {
     /// `a·b + c` in one rounding where the machine has the instruction, in two where it has not (the library call that
     /// imitates it is a hundred times slower). Results may so differ between kinds of machines.
     fn mul_add<T: Float>(a: T, b: T, c: T) -> T;
@@ -20,34 +24,57 @@ pub trait Isa {
     ///
     /// # Safety
     /// As for `tile::Operands::tile`, on a machine that has the instruction set.
-    unsafe fn tile<T: Float>(operands: tile::Operands<T>);
+    #[inline(always)]
+    unsafe fn tile<T: Float>(operands: tile::Operands<T>) {
+        // SAFETY: as the caller promises.
+        unsafe { operands.tile::<Plain>() }
+    }
 
     /// A tile of a product of as many matrices as there are lanes.
     ///
     /// # Safety
-    /// As for `lanes::Operands::lanes`, on a machine that has the instruction set.
-    unsafe fn lanes<T: Float>(operands: lanes::Operands<T>);
+    /// As for `lanes::Operands::tile`, on a machine that has the instruction set.
+    #[inline(always)]
+    unsafe fn lanes<T: Float>(operands: lanes::Operands<T>) {
+        // SAFETY: as the caller promises.
+        unsafe { operands.tile::<Plain>() }
+    }
 
     /// Some elements of each lane as vectors.
     ///
     /// # Safety
-    /// As for `lanes::gather_plain`, on a machine that has the instruction set.
-    unsafe fn gather<T: Float>(from: impl Fn(usize) -> *const T, to: *mut Vector<T>);
+    /// As for `places::gather_plain`, on a machine that has the instruction set.
+    #[inline(always)]
+    unsafe fn gather<T: Float>(from: impl Fn(usize) -> *const T, to: *mut Vector<T>) {
+        // SAFETY: as the caller promises.
+        unsafe { places::gather_plain(from, to) }
+    }
 
     /// The opposite.
     ///
     /// # Safety
-    /// As for `lanes::scatter_plain`, on a machine that has the instruction set.
-    unsafe fn scatter<T: Float>(from: *const Vector<T>, to: impl Fn(usize) -> *mut T);
+    /// As for `places::scatter_plain`, on a machine that has the instruction set.
+    #[inline(always)]
+    unsafe fn scatter<T: Float>(from: *const Vector<T>, to: impl Fn(usize) -> *mut T) {
+        // SAFETY: as the caller promises.
+        unsafe { places::scatter_plain(from, to) }
+    }
 
     /// A block of a transpose.
     ///
     /// # Safety
     /// As for `transpose::plain`, on a machine that has the instruction set.
-    unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize);
+    #[inline(always)]
+    unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { transpose::plain(rows, to, distance) }
+    }
 
     /// `Σ term(…)` over the elements of equally long slices, in the same order on every machine.
-    fn sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T;
+    #[inline(always)]
+    fn sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T {
+        lane_sum(slices, term, tree_sum)
+    }
 }
 
 /// Any processor.
@@ -58,48 +85,22 @@ impl Isa for Plain {
     fn mul_add<T: Float>(a: T, b: T, c: T) -> T {
         a * b + c
     }
+}
 
-    #[inline(always)]
-    unsafe fn tile<T: Float>(operands: tile::Operands<T>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.tile::<Self>() }
-    }
-
-    #[inline(always)]
-    unsafe fn lanes<T: Float>(operands: lanes::Operands<T>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.lanes::<Self>() }
-    }
-
-    #[inline(always)]
-    unsafe fn gather<T: Float>(from: impl Fn(usize) -> *const T, to: *mut Vector<T>) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::gather_plain(from, to) }
-    }
-
-    #[inline(always)]
-    unsafe fn scatter<T: Float>(from: *const Vector<T>, to: impl Fn(usize) -> *mut T) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::scatter_plain(from, to) }
-    }
-
-    #[inline(always)]
-    unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize) {
-        // SAFETY: as the caller promises.
-        unsafe { transpose::plain(rows, to, distance) }
-    }
-
-    #[inline(always)]
-    fn sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T {
-        lane_sum(slices, term, tree_sum)
-    }
+/// Is the type f32? What is written by hand is for that one.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn is_f32<T: Float>() -> bool {
+    TypeId::of::<T>() == TypeId::of::<f32>()
 }
 
 macro_rules! x86 {
-    ($name:ident, $tile:ident, $lanes:ident, $gather:ident, $scatter:ident) => {
+    ($name:ident, $tile:ident, $gather:ident, $scatter:ident) => {
         #[cfg(target_arch = "x86_64")]
         pub struct $name;
 
+        // SAFETY, of all: this is called on a machine that has the instruction set (AVX-512 has AVX2), with the type that it is
+        // written for; the rest as the caller promises.
         #[cfg(target_arch = "x86_64")]
         impl Isa for $name {
             #[inline(always)]
@@ -109,44 +110,68 @@ macro_rules! x86 {
 
             #[inline(always)]
             unsafe fn tile<T: Float>(operands: tile::Operands<T>) {
-                // SAFETY: as the caller promises.
-                unsafe { T::$tile(operands) }
+                // SAFETY: as above.
+                unsafe { if is_f32::<T>() { operands.cast().$tile() } else { Plain::tile(operands) } }
             }
 
             #[inline(always)]
             unsafe fn lanes<T: Float>(operands: lanes::Operands<T>) {
-                // SAFETY: as the caller promises.
-                unsafe { T::$lanes(operands) }
+                // SAFETY: as above.
+                unsafe { if is_f32::<T>() { operands.cast().$tile() } else { Plain::lanes(operands) } }
             }
 
             #[inline(always)]
             unsafe fn gather<T: Float>(from: impl Fn(usize) -> *const T, to: *mut Vector<T>) {
-                // SAFETY: as the caller promises.
-                unsafe { T::$gather(from, to) }
+                // SAFETY: as above.
+                unsafe {
+                    if is_f32::<T>() {
+                        places::$gather(|lane| from(lane).cast(), to.cast());
+                    } else {
+                        Plain::gather(from, to);
+                    }
+                }
             }
 
             #[inline(always)]
             unsafe fn scatter<T: Float>(from: *const Vector<T>, to: impl Fn(usize) -> *mut T) {
-                // SAFETY: as the caller promises.
-                unsafe { T::$scatter(from, to) }
+                // SAFETY: as above.
+                unsafe {
+                    if is_f32::<T>() {
+                        places::$scatter(from.cast(), |lane| to(lane).cast());
+                    } else {
+                        Plain::scatter(from, to);
+                    }
+                }
             }
 
             #[inline(always)]
             unsafe fn transpose<T: Float>(rows: [*const T; SIDE], to: *mut T, distance: usize) {
-                // SAFETY: as the caller promises; AVX-512 has AVX2.
-                unsafe { T::transpose_avx2(rows, to, distance) }
+                // SAFETY: as above.
+                unsafe {
+                    if is_f32::<T>() {
+                        transpose::avx2::<f32>(rows.map(<*const T>::cast), to.cast(), distance);
+                    } else {
+                        Plain::transpose(rows, to, distance);
+                    }
+                }
             }
 
             #[inline(always)]
             fn sum<S: Float, T: Float, const N: usize>(slices: [&[S]; N], term: impl Fn([S; N]) -> T) -> T {
-                // SAFETY: this is called on a machine that has the instruction set; AVX-512 has AVX2.
-                lane_sum(slices, term, |lanes| unsafe { T::tree_avx2(lanes) })
+                lane_sum(slices, term, |lanes| {
+                    if is_f32::<T>() {
+                        // SAFETY: as above. Any f32 is the same as f64 and back.
+                        T::of(unsafe { tree_avx2(&*std::ptr::from_ref(lanes).cast()) }.into())
+                    } else {
+                        tree_sum(lanes)
+                    }
+                })
             }
         }
     };
 }
-x86!(Avx512, tile_avx512, lanes_avx512, gather_avx512, scatter_avx512);
-x86!(Avx2, tile_avx2, lanes_avx2, gather_avx2, scatter_avx2);
+x86!(Avx512, tile_avx512, gather_avx512, scatter_avx512);
+x86!(Avx2, tile_avx2, gather_avx2, scatter_avx2);
 
 /// Declares `fn name<T: Float>(…)` whose body is compiled for AVX-512, AVX2 + FMA and the plain target. The body may
 /// use `T` and `M: Isa`; what it calls must be `#[inline(always)]`, so that it is compiled with the same features.

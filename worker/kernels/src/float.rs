@@ -2,10 +2,8 @@
 
 use crate::{
     brain::{self, Factor},
-    dispatch::{Isa, Plain},
-    lanes::{self, Vector},
-    tile,
-    transpose::{self, SIDE},
+    dispatch::Isa,
+    lanes::Vector,
     weight::{self, Added, Block, Left, Weight},
 };
 use candle_core::{CpuStorage, Result, WithDType};
@@ -29,115 +27,6 @@ pub trait Float: WithDType {
 
     /// The elements of a storage of this type.
     fn elements_mut(storage: &mut CpuStorage) -> Result<&mut [Self]>;
-
-    /// See [`crate::tile`]; the plain loop unless there is a better one.
-    ///
-    /// # Safety
-    /// As for `tile::Operands::tile`; the machine has AVX-512.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn tile_avx512(operands: tile::Operands<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.tile::<Plain>() }
-    }
-
-    /// See [`crate::tile`]; the plain loop unless there is a better one.
-    ///
-    /// # Safety
-    /// As for `tile::Operands::tile`; the machine has AVX2 and FMA.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn tile_avx2(operands: tile::Operands<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.tile::<Plain>() }
-    }
-
-    /// See [`crate::lanes`]; the plain loop unless there is a better one.
-    ///
-    /// # Safety
-    /// As for `lanes::Operands::lanes`; the machine has AVX-512.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn lanes_avx512(operands: lanes::Operands<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.lanes::<Plain>() }
-    }
-
-    /// See [`crate::lanes`]; the plain loop unless there is a better one.
-    ///
-    /// # Safety
-    /// As for `lanes::Operands::lanes`; the machine has AVX2 and FMA.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn lanes_avx2(operands: lanes::Operands<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.lanes::<Plain>() }
-    }
-
-    /// See [`crate::lanes`]; the plain loop unless there is a better one.
-    ///
-    /// # Safety
-    /// As for `lanes::gather_plain`; the machine has AVX-512.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn gather_avx512(from: impl Fn(usize) -> *const Self, to: *mut Vector<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::gather_plain(from, to) }
-    }
-
-    /// See [`crate::lanes`]; the plain loop unless there is a better one.
-    ///
-    /// # Safety
-    /// As for `lanes::scatter_plain`; the machine has AVX-512.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn scatter_avx512(from: *const Vector<Self>, to: impl Fn(usize) -> *mut Self) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::scatter_plain(from, to) }
-    }
-
-    /// See [`crate::lanes`]; the plain loop unless there is a better one.
-    ///
-    /// # Safety
-    /// As for `lanes::gather_plain`; the machine has AVX2.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn gather_avx2(from: impl Fn(usize) -> *const Self, to: *mut Vector<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::gather_plain(from, to) }
-    }
-
-    /// See [`crate::lanes`]; the plain loop unless there is a better one.
-    ///
-    /// # Safety
-    /// As for `lanes::scatter_plain`; the machine has AVX2.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn scatter_avx2(from: *const Vector<Self>, to: impl Fn(usize) -> *mut Self) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::scatter_plain(from, to) }
-    }
-
-    /// See [`crate::transpose`]; the plain loop unless there is a better one.
-    ///
-    /// # Safety
-    /// As for `transpose::plain`; the machine has AVX2.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn transpose_avx2(rows: [*const Self; SIDE], to: *mut Self, distance: usize) {
-        // SAFETY: as the caller promises.
-        unsafe { transpose::plain(rows, to, distance) }
-    }
-
-    /// [`tree_sum`].
-    ///
-    /// # Safety
-    /// The machine has AVX2.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn tree_avx2(lanes: &[Self; LANES]) -> Self {
-        tree_sum(lanes)
-    }
 
     /// Computes a piece of a product by panels (see [`crate::panel`]); false where there is no such way.
     #[inline(always)]
@@ -180,48 +69,6 @@ impl Float for f32 {
         &ROOM
     }
 
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn gather_avx512(from: impl Fn(usize) -> *const Self, to: *mut Vector<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::gather_avx512(from, to) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn scatter_avx512(from: *const Vector<Self>, to: impl Fn(usize) -> *mut Self) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::scatter_avx512(from, to) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn gather_avx2(from: impl Fn(usize) -> *const Self, to: *mut Vector<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::gather_avx2(from, to) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn scatter_avx2(from: *const Vector<Self>, to: impl Fn(usize) -> *mut Self) {
-        // SAFETY: as the caller promises.
-        unsafe { lanes::scatter_avx2(from, to) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn transpose_avx2(rows: [*const Self; SIDE], to: *mut Self, distance: usize) {
-        // SAFETY: as the caller promises.
-        unsafe { transpose::avx2(rows, to, distance) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn tree_avx2(lanes: &[Self; LANES]) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe { tree_avx2(lanes) }
-    }
-
     fn by_brains(x: &[Self], weight: Weight<'_, Self>, added: Added<'_, Self>) -> Vec<Self> {
         brain::product(Factor::Wide(x), weight, added)
     }
@@ -238,34 +85,6 @@ impl Float for f32 {
         then: impl FnMut(Range<usize>),
     ) -> bool {
         crate::panel::products(blocks, weight, then)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn tile_avx512(operands: tile::Operands<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.tile_avx512() }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn lanes_avx512(operands: lanes::Operands<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.lanes_avx512() }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn lanes_avx2(operands: lanes::Operands<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.lanes_avx2() }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn tile_avx2(operands: tile::Operands<Self>) {
-        // SAFETY: as the caller promises.
-        unsafe { operands.tile_avx2() }
     }
 
     fn elements_mut(storage: &mut CpuStorage) -> Result<&mut [Self]> {
@@ -372,7 +191,7 @@ pub fn tree_sum<T: Float>(lanes: &[T; LANES]) -> T {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn tree_avx2(lanes: &[f32; LANES]) -> f32 {
+pub fn tree_avx2(lanes: &[f32; LANES]) -> f32 {
     use std::arch::x86_64::*;
     // SAFETY: there are two vectors of eight.
     let [low, high] = unsafe { [_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(LANES / 2))] };
@@ -466,6 +285,7 @@ pub fn lane_max<T: Float>(x: &[T]) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::Plain;
 
     #[test]
     fn exponential_is_within_float_accuracy_and_keeps_nan() {
@@ -504,7 +324,7 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: the machine has AVX2.
-            assert_eq!(std::array::from_fn(|lane| unsafe { f32::tree_avx2(&column(lane)) }), want);
+            assert_eq!(std::array::from_fn(|lane| unsafe { tree_avx2(&column(lane)) }), want);
         }
     }
 

@@ -99,6 +99,14 @@ pub struct Operands<T> {
 }
 
 impl<T: Float> Operands<T> {
+    /// The same in another type, which elements must be.
+    #[inline(always)]
+    pub fn cast<U>(self) -> Operands<U> {
+        let Self { a, row_stride, column_stride, b, b_stride, terms, out, out_stride, add } = self;
+        let (a, b, out) = (a.cast(), b.cast(), out.cast());
+        Operands { a, row_stride, column_stride, b, b_stride, terms, out, out_stride, add }
+    }
+
     /// The plain loop.
     ///
     /// # Safety
