@@ -1,6 +1,6 @@
 //! Products with a weight in f32 on x86-64, for any number of rows.
 //!
-//! A panel of the weight, 48 columns of it, is laid out anew (and widened from bf16) for the innermost loop, used for
+//! A panel of the weight, 64 columns of it, is laid out anew (and widened from bf16) for the innermost loop, used for
 //! all rows at hand, and forgotten: for many rows the laying out is lost in the work, for few it hides behind the
 //! memory. Each element of the result is a sum over blocks of a fixed depth, in order, so that it does not depend on which rows
 //! and columns are computed together, nor on the kind of vectors.
@@ -19,15 +19,15 @@ use lay_out::{Panel, panels};
 use std::{arch::x86_64::*, cell::Cell, ops::Range};
 use tiles::{Kernels, Tile, kernels};
 
-/// Columns of a panel: three vectors, so that with `TALL` rows the sums take 24 of AVX-512's 32 registers.
+/// Columns of a panel: four vectors, so that with `TALL` rows the sums take 24 of AVX-512's 32 registers.
 const WIDE: usize = COLUMNS;
 /// Rows of a tile of vectors.
-const TALL: usize = 8;
+const TALL: usize = 6;
 /// Sums of the largest tile.
 type Sums = [[f32; WIDE]; 2 * amx::ROWS];
-/// Terms of one sum, at most: 48 KiB of a panel, in the second-level cache. Fewer would leave more sums to add up.
+/// Terms of one sum, at most: 64 KiB of a panel, in the second-level cache. Fewer would leave more sums to add up.
 const DEPTH: usize = 256;
-/// Sums of an element that are added up before it is written: with a panel of 288 KiB and the rows at hand, half of a
+/// Sums of an element that are added up before it is written: with a panel of 384 KiB and the rows at hand, half of a
 /// second-level cache.
 const SPAN: usize = 6;
 
@@ -162,22 +162,24 @@ fn deep(depth: usize) -> usize {
 struct Rows<'a> {
     elements: &'a [f32],
     first: usize,
-    /// Distance between the beginnings of two rows that tiles begin with.
+    /// Distance between the beginnings of two rows or, where they are laid out in tiles, of two tiles.
     apart: usize,
+    in_tiles: bool,
     /// Distances between the rows and the terms of a tile.
     strides: [usize; 2],
 }
 
 impl<'a> Rows<'a> {
     fn as_they_are(Left(elements, row, term): Left<'a, f32>, start: usize) -> Self {
-        Self { elements: &elements[start * term..], first: 0, apart: row, strides: [row, term] }
+        Self { elements: &elements[start * term..], first: 0, apart: row, in_tiles: false, strides: [row, term] }
     }
 
     /// From the first of some rows of one tile on, as far as they and `terms` terms reach.
     #[inline(always)]
     fn tile(&self, rows: Range<usize>, terms: usize) -> &'a [f32] {
-        let [row, term] = self.strides;
-        &self.elements[(rows.start - self.first) * self.apart..][..(rows.len() - 1) * row + (terms - 1) * term + 1]
+        let ([row, term], before) = (self.strides, rows.start - self.first);
+        let before = if self.in_tiles { before / TALL } else { before };
+        &self.elements[before * self.apart..][..(rows.len() - 1) * row + (terms - 1) * term + 1]
     }
 }
 
@@ -217,7 +219,7 @@ impl Part<'_> {
                 first = end;
             }
         };
-        if self.block.x.2 == 1 {
+        if self.block.x.2 <= turned::NEAR {
             let left = Rows::as_they_are(self.block.x, self.terms.start);
             // SAFETY: a tile computes nothing but itself.
             unsafe { self.kernels.with(|| tiles(&left, rows)) }
@@ -306,11 +308,11 @@ mod tests {
     }
 
     /// Rows as they are or turned, weights by column or by term, few rows (whose weight may stay where it is) or many: of sizes
-    /// that are multiples of a tile and that are not, and of sums of one part and several.
+    /// that are multiples of a tile and that are not, terms far apart and near, and of sums of one part and several.
     #[test]
     fn the_way_factors_lie_changes_no_byte() {
         for (rows, depth, columns) in
-            [(1, 1, 1), (9, 300, 50), (67, 70, 64), (128, 240, 96), (129, 624, 48), (203, 1700, 16)]
+            [(1, 1, 1), (9, 300, 50), (67, 70, 64), (128, 240, 96), (129, 624, 48), (203, 1700, 16), (301, 45, 80)]
         {
             let (x, w) = (numbers(1, rows * depth), numbers(2, depth * columns));
             let (across, by_term) = (turned(&x, depth), turned(&w, depth));

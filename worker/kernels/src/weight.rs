@@ -12,7 +12,7 @@ use std::{mem::MaybeUninit, ops::Range};
 /// Rows of one piece of work, for which a panel is laid out once. They stream through the second-level cache.
 pub const ROWS: usize = 2048;
 /// Columns of a piece of work are a multiple of this, the width of a panel.
-pub const COLUMNS: usize = 48;
+pub const COLUMNS: usize = 64;
 
 /// bfloat16: the upper half of an f32.
 #[derive(Clone, Copy)]
@@ -182,9 +182,9 @@ pub fn alone<T: Float>(
 /// Few enough that every thread has several pieces, where there are enough columns for that.
 fn columns_at_a_time(rows: usize, columns: usize) -> usize {
     /// Panels that share a block of rows in the cache.
-    const PANELS: usize = 4;
+    const PANELS: usize = 3;
     let pieces = (2 * rayon::current_num_threads()).div_ceil(rows.div_ceil(ROWS).max(1));
-    columns.div_ceil(pieces * COLUMNS).clamp(1, PANELS) * COLUMNS
+    (columns / (pieces * COLUMNS)).clamp(1, PANELS) * COLUMNS
 }
 
 impl<'a, T: Float> Block<'a, T> {

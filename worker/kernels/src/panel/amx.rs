@@ -67,7 +67,7 @@ unsafe fn shape(rows: usize) {
     let mut shapes = Shapes { palette: 1, start: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
     for register in 0..8 {
         shapes.bytes[register] = 4 * PAIRS as u16;
-        shapes.rows[register] = if register == 7 { PAIRS } else { rows } as u8;
+        shapes.rows[register] = if register > 5 { PAIRS } else { rows } as u8;
     }
     // SAFETY: 64 bytes that the instruction takes, as the caller promises.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) }
@@ -154,85 +154,71 @@ pub unsafe fn tile(rows: usize, vectors: usize, tile: Tile) {
         if rows < ROWS {
             shape(rows);
         }
-        match (rows > ROWS, vectors) {
-            (false, 1) => strips::<1, false>(tile),
-            (false, 2) => strips::<2, false>(tile),
-            (false, _) => strips::<3, false>(tile),
-            (true, 1) => strips::<1, true>(tile),
-            (true, 2) => strips::<2, true>(tile),
-            (true, _) => strips::<3, true>(tile),
+        for first in (0..vectors).step_by(2) {
+            let (panel, out) = (tile.panel.add(first * LANES), tile.out.add(first * LANES));
+            let part = Tile { panel, out, ..tile };
+            match (rows > ROWS, vectors - first) {
+                (false, 1) => part_of_tile::<false, false>(part),
+                (false, _) => part_of_tile::<false, true>(part),
+                (true, 1) => part_of_tile::<true, false>(part),
+                (true, _) => part_of_tile::<true, true>(part),
+            }
         }
     }
 }
 
-/// Up to `ROWS` rows, or twice `ROWS` where there is a `LOWER` half: the panel's last vector then serves both halves without being
-/// loaded again, and sums have time to arrive.
+/// One vector or `TWO` of up to `ROWS` rows, or twice `ROWS` where there is a `LOWER` half: what is loaded
+/// serves both.
 ///
 /// # Safety
 /// As for `tile`.
 #[inline(always)]
-unsafe fn strips<const VECTORS: usize, const LOWER: bool>(tile: Tile) {
+unsafe fn part_of_tile<const LOWER: bool, const TWO: bool>(tile: Tile) {
     let Tile { mut x, mut panel, depth, out, strides, add } = tile;
     let [x_distance, distance] = [4 * strides[0], 4 * strides[3]];
     // Only used where there are rows.
     let lower = out.wrapping_add(ROWS * strides[3]);
     // SAFETY: as the caller promises.
     unsafe {
-        begin_strip::<0, 1, 2, VECTORS>(out, distance, add);
+        begin_strip::<0, 1, TWO>(out, distance, add);
         if LOWER {
-            begin_strip::<3, 4, 5, VECTORS>(lower, distance, add);
+            begin_strip::<2, 3, TWO>(lower, distance, add);
         }
         for _ in 0..depth.div_ceil(PAIRS) {
-            load::<6>(x, x_distance);
-            load::<7>(panel, PANEL);
-            multiply::<0, 6, 7>();
-            if VECTORS > 1 {
+            load::<4>(x, x_distance);
+            load::<6>(panel, PANEL);
+            multiply::<0, 4, 6>();
+            if TWO {
                 load::<7>(panel.add(LANES), PANEL);
-                multiply::<1, 6, 7>();
-            }
-            if VECTORS > 2 {
-                load::<7>(panel.add(2 * LANES), PANEL);
-                multiply::<2, 6, 7>();
+                multiply::<1, 4, 7>();
             }
             if LOWER {
-                load::<6>(x.add(ROWS * strides[0]), x_distance);
-                if VECTORS > 2 {
-                    multiply::<5, 6, 7>();
-                    load::<7>(panel.add(LANES), PANEL);
+                load::<5>(x.add(ROWS * strides[0]), x_distance);
+                multiply::<2, 5, 6>();
+                if TWO {
+                    multiply::<3, 5, 7>();
                 }
-                if VECTORS > 1 {
-                    multiply::<4, 6, 7>();
-                    load::<7>(panel, PANEL);
-                }
-                multiply::<3, 6, 7>();
             }
             (x, panel) = (x.wrapping_add(PAIRS), panel.wrapping_add(PAIRS * WIDE));
         }
-        store_strip::<0, 1, 2, VECTORS>(out, distance);
+        store_strip::<0, 1, TWO>(out, distance);
         if LOWER {
-            store_strip::<3, 4, 5, VECTORS>(lower, distance);
+            store_strip::<2, 3, TWO>(lower, distance);
         }
     }
 }
 
-/// Begins the sums of a strip of vectors.
+/// Begins the sums of one vector or two.
 ///
 /// # Safety
 /// As for `begin`, of as many vectors.
 #[inline(always)]
-unsafe fn begin_strip<const A: u8, const B: u8, const C: u8, const VECTORS: usize>(
-    out: *const f32,
-    distance: usize,
-    add: bool,
-) {
+unsafe fn begin_strip<const A: u8, const B: u8, const TWO: bool>(out: *const f32, distance: usize, add: bool) {
     // SAFETY: as the caller promises.
     unsafe {
         begin::<A>(out, distance, add);
-        if VECTORS > 1 {
+        if TWO {
             begin::<B>(out.add(LANES), distance, add);
-        }
-        if VECTORS > 2 {
-            begin::<C>(out.add(2 * LANES), distance, add);
         }
     }
 }
@@ -242,15 +228,12 @@ unsafe fn begin_strip<const A: u8, const B: u8, const C: u8, const VECTORS: usiz
 /// # Safety
 /// As for `store`, of as many vectors.
 #[inline(always)]
-unsafe fn store_strip<const A: u8, const B: u8, const C: u8, const VECTORS: usize>(out: *mut f32, distance: usize) {
+unsafe fn store_strip<const A: u8, const B: u8, const TWO: bool>(out: *mut f32, distance: usize) {
     // SAFETY: as the caller promises.
     unsafe {
         store::<A>(out, distance);
-        if VECTORS > 1 {
+        if TWO {
             store::<B>(out.add(LANES), distance);
-        }
-        if VECTORS > 2 {
-            store::<C>(out.add(2 * LANES), distance);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Panels of a weight, and how they are laid out.
 
-use super::{LANES, Line, TALL, WIDE, tiles::Kernels};
+use super::{LANES, Line, WIDE, tiles::Kernels};
 use crate::{
     transpose::{self, Element, InMemory, SIDE},
     weight::{Elements, Order, Weight},
@@ -53,7 +53,7 @@ pub fn panels<'a>(
 /// The elements of a weight whose panels are read where they are: small, by term, in whole vectors, and multiplied with too few
 /// rows to pay for laying it out.
 fn as_it_is<'a>(weight: &Weight<'a, f32>, rows: usize) -> Option<&'a [f32]> {
-    const ROWS: usize = 32 * TALL;
+    const ROWS: usize = 256;
     const ELEMENTS: usize = 1 << 16;
     let (Elements::Same(elements) | Elements::Widened(elements)) = weight.elements else { return None };
     let small = rows <= ROWS && elements.len() <= ELEMENTS;

@@ -1,6 +1,6 @@
 //! The innermost loops: tiles of a product, for every number of rows and vectors.
 
-use super::{TALL, amx};
+use super::{TALL, WIDE, amx};
 use crate::{
     brain::{self, Pairs},
     float::LANES,
@@ -26,7 +26,7 @@ pub struct Tile {
 pub type Kernel = unsafe fn(Tile);
 
 /// By rows and vectors, both less one.
-pub type ByVectors = [[Kernel; 3]; TALL];
+pub type ByVectors = [[Kernel; WIDE / LANES]; TALL];
 
 /// What computes tiles.
 #[derive(Clone, Copy)]
@@ -37,11 +37,11 @@ pub enum Kernels {
 }
 
 macro_rules! kernels {
-    ($f:ident: $($rows:literal)+) => { [$([$f::<$rows, 1>, $f::<$rows, 2>, $f::<$rows, 3>]),+] };
+    ($f:ident: $($rows:literal)+) => { [$([$f::<$rows, 1>, $f::<$rows, 2>, $f::<$rows, 3>, $f::<$rows, 4>]),+] };
 }
-const AVX512: ByVectors = kernels!(tile_avx512: 1 2 3 4 5 6 7 8);
-const AVX2: ByVectors = kernels!(tile_avx2: 1 2 3 4 5 6 7 8);
-const PAIRS: ByVectors = kernels!(tile_pairs: 1 2 3 4 5 6 7 8);
+const AVX512: ByVectors = kernels!(tile_avx512: 1 2 3 4 5 6);
+const AVX2: ByVectors = kernels!(tile_avx2: 1 2 3 4 5 6);
+const PAIRS: ByVectors = kernels!(tile_pairs: 1 2 3 4 5 6);
 
 /// The kernels for such elements, where the machine has any.
 pub fn kernels(elements: Elements<'_, f32>) -> Option<Kernels> {
@@ -166,27 +166,15 @@ fn bits(pairs: __m512) -> __m512bh {
     unsafe { std::mem::transmute(pairs) }
 }
 
-/// Four rows and one column of lanes at a time, since there are half as many registers, half as wide.
+/// One column of lanes at a time, since there are half as many registers, half as wide.
 ///
 /// # Safety
 /// As for `Kernel`; the machine has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(tile: Tile) {
-    let strides = tile.strides;
     for column in (0..VECTORS * LANES).step_by(LANES) {
-        for first in (0..ROWS).step_by(4) {
-            // SAFETY: as the caller promises.
-            unsafe {
-                let (x, panel) = (tile.x.add(first * strides[0]), tile.panel.add(column));
-                let strip = Tile { x, panel, out: tile.out.add(first * strides[3] + column), ..tile };
-                match ROWS - first {
-                    1 => strip_avx2::<1>(strip),
-                    2 => strip_avx2::<2>(strip),
-                    3 => strip_avx2::<3>(strip),
-                    _ => strip_avx2::<4>(strip),
-                }
-            }
-        }
+        // SAFETY: as the caller promises.
+        unsafe { strip_avx2::<ROWS>(Tile { panel: tile.panel.add(column), out: tile.out.add(column), ..tile }) }
     }
 }
 
@@ -222,7 +210,7 @@ unsafe fn strip_avx2<const ROWS: usize>(Tile { x, panel, depth, out, strides, ad
 
 #[cfg(test)]
 mod tests {
-    use super::{super::WIDE, *};
+    use super::*;
 
     const TERMS: usize = 13;
     const STRIDE: usize = TERMS + 2;

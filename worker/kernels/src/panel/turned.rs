@@ -1,4 +1,4 @@
-//! Rows whose terms lie at a distance, as those of a transposed matrix do: the terms of a tile's rows are laid out one after the
+//! Rows whose terms lie far apart, as those of a wide transposed matrix do: the terms of a tile's rows are laid out one after the
 //! other. Read where they are, each term would be a cache line of its own, and at a distance of a power of two all of them would
 //! want the same few places of the first-level cache.
 
@@ -10,8 +10,12 @@ use std::{
     ops::Range,
 };
 
+/// Terms that are at most so far apart are read where they are: the processor asks for them in time.
+pub(super) const NEAR: usize = 256;
 /// Rows at a time: a few cache lines of each term, so that a page of memory is not looked up for one.
-const AT_A_TIME: usize = 4 * LANES;
+const AT_A_TIME: usize = 16 * TALL;
+/// Places for the rows of a tile, of which the last stay empty: half a vector.
+const PLACES: usize = LANES / 2;
 /// Terms that are asked for before they are needed: the processor foresees none beyond a page.
 const AHEAD: usize = 32;
 
@@ -21,35 +25,42 @@ thread_local! {
 }
 
 /// `then` of some rows after the other, as they are laid out, and which they are.
+#[target_feature(enable = "avx2")]
 pub(super) fn some_at_a_time(
     x: Left<'_, f32>,
     rows: Range<usize>,
     terms: Range<usize>,
     mut then: impl FnMut(&Rows<'_>, Range<usize>),
 ) {
-    let lines = AT_A_TIME / LANES * terms.len();
+    let lines = AT_A_TIME / TALL * PLACES / LANES * terms.len();
     let mut room = room(TURNED.take(), lines);
     for first in rows.clone().step_by(AT_A_TIME) {
         let some = first..rows.end.min(first + AT_A_TIME);
         let to = Line::elements_mut(&mut room[..lines]);
         lay_out(x, some.clone(), terms.clone(), to);
-        then(&Rows { elements: to, first, apart: terms.len(), strides: [1, TALL] }, some);
+        let strides = [1, PLACES];
+        then(&Rows { elements: to, first, apart: PLACES * terms.len(), in_tiles: true, strides }, some);
     }
     TURNED.set(room);
 }
 
-/// Tiles of rows, (terms, `TALL`) each. Rows that are missing in the last are left as they are.
+/// Tiles of rows, (terms, `PLACES`) each. Places without a row may hold anything.
+#[target_feature(enable = "avx2")]
 fn lay_out(x: Left<'_, f32>, rows: Range<usize>, terms: Range<usize>, to: &mut [f32]) {
-    let whole = if x.1 == 1 { rows.len() / TALL } else { 0 };
-    for (i, term) in terms.clone().enumerate() {
+    let distance = PLACES * terms.len();
+    // Tiles of which even the empty places may be read.
+    let whole = if x.1 == 1 && rows.len() >= PLACES { (rows.len() - PLACES) / TALL + 1 } else { 0 };
+    for (i, term) in terms.enumerate() {
         fetch(x, rows.start, term + AHEAD);
         let from = x.part([rows.start, term], [rows.len(), 1]);
-        let mut tiles = to.chunks_exact_mut(TALL * terms.len()).map(|tile| &mut tile[i * TALL..][..TALL]);
-        for (to, from) in tiles.by_ref().zip(from.as_chunks::<TALL>().0).take(whole) {
-            to.copy_from_slice(from);
+        let (tiles, rest) = to[i * PLACES..].split_at_mut(whole * distance);
+        for (to, from) in tiles.chunks_exact_mut(distance).zip(from.windows(PLACES).step_by(TALL)) {
+            to[..PLACES].copy_from_slice(from);
         }
-        let rest = from.iter().step_by(x.1).skip(whole * TALL);
-        tiles.flatten().zip(rest).for_each(|(to, from)| *to = *from);
+        for (to, first) in rest.chunks_mut(distance).zip((whole * TALL..rows.len()).step_by(TALL)) {
+            let from = from[first * x.1..].iter().step_by(x.1);
+            to[..TALL].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        }
     }
 }
 
