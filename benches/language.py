@@ -92,7 +92,7 @@ def main():
         # Apart: as PyPI builds it, it dies on some processors.
         died = subprocess.run([sys.executable, *sys.argv, "--llama"]).returncode
         if died:
-            print(f"llama.cpp: not measured (it ended with {died})")
+            print(f"llama.cpp: not measured (it ended with {died}; where it dies of AMX, build it without: docs/performance.md)")
 
 
 def llama(rows, tokens):
