@@ -3,7 +3,8 @@
 #
 # Needs an NVIDIA GPU (sm_80 or newer) and its driver, NVRTC and cuBLASLt of CUDA 13 where the loader finds them (a CUDA
 # toolkit, or `pip install nvidia-cuda-nvrtc nvidia-cublas` and LD_LIBRARY_PATH), and PyTorch with CUDA in the environment
-# TASKVEC_BENCH_VENV (its wheels bring both libraries). Says what is not measured, and why.
+# TASKVEC_BENCH_VENV (its wheels bring both libraries). TASKVEC_DEVICE_TRAINING names the example device_training where it
+# was built on another machine. Says what is not measured, and why.
 set -eu
 cd "$(dirname "$0")/.."
 seconds=${SECONDS_EACH:-5}
@@ -16,8 +17,11 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
 else
     echo "NO GPU: nvidia-smi finds none; only what a step takes is said below"
 fi
-cargo build --release --locked --quiet -p taskvec-science --features cuda --example device_training
-target/release/examples/device_training "$seconds" "$@"
+# Where nothing is compiled, name the program that was built elsewhere.
+training=${TASKVEC_DEVICE_TRAINING:-target/release/examples/device_training}
+[ -n "${TASKVEC_DEVICE_TRAINING:-}" ] ||
+    cargo build --release --locked --quiet -p taskvec-science --features cuda --example device_training
+"$training" "$seconds" "$@"
 if "$venv/bin/python" -c 'import torch' 2>/dev/null; then
     "$venv/bin/python" benches/pytorch_device.py --seconds "$seconds" ${1:+--only "$1"}
 else

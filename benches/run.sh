@@ -9,6 +9,9 @@ section() { printf '\n== %s\n' "$1"; }
 section "training on CPU: steps per second, against PyTorch"
 benches/training.sh
 
+section "task decodability on CPU: beside training, and against scikit-learn"
+benches/decodability.sh
+
 section "training on a GPU: steps per second, against PyTorch"
 benches/device.sh
 

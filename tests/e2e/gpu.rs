@@ -7,7 +7,11 @@ use taskvec_science::gpu;
 #[test]
 fn a_worker_trains_on_its_gpu_and_a_worker_without_one_goes_on_with_its_states() {
     if let Err(why) = gpu::free_bytes(0) {
-        return eprintln!("\nSKIPPED: no run is trained on a GPU: {why}\n");
+        return std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("\nSKIPPED: no run is trained on a GPU: {why}\n"),
+        )
+        .unwrap();
     }
     let mut on_gpu = Stack::start(0);
     on_gpu.start_worker_with(&["--device", "cuda:0", "--stack", "2"]);

@@ -26,7 +26,7 @@ const VOCABULARY: usize = 424;
 const LAYERS: usize = 2;
 
 /// A llama of two layers with a real tokenizer: enough for a sweep to measure something. Its weights follow from `seed`.
-fn tiny(seed: u64) -> Files {
+pub fn tiny(seed: u64) -> Files {
     let mut files = fake_hub::files(&fixture("tokenizer/llama3"));
     let config = json!({
         "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": INNER,

@@ -1,7 +1,11 @@
 //! Sweeps on pretrained language models, from the command line: plans, refusals, and the report of what was measured.
 
-use crate::support::{Stack, folder, taskvec};
-use std::{fs, process::Command};
+use crate::{
+    hub::tiny,
+    support::{Stack, folder, taskvec},
+};
+use serde_json::json;
+use std::{fs, path::Path, process::Command};
 
 const SWEEP: &str = "version: 1
 name: words
@@ -25,6 +29,81 @@ fn a_model_that_is_not_there_is_named_with_its_place_and_a_plan_goes_on_without_
     let text = String::from_utf8(planned.stdout).expect("text");
     assert!(planned.status.success() && text.contains("measure"), "{text}");
     assert!(text.contains("planned without a look at models and data"), "{text}");
+}
+
+/// Every analysis of a model of two layers whose context holds the demonstrations of one shot, but not of 50.
+const EVALUATED: &str = "version: 1
+name: tiny
+kind: evaluate
+model: { path: MODEL }
+data: { family: bitwise, digits: 4, shots: [1, 50], tasks: [AND, OR, Null] }
+analyses:
+  - { kind: icl, samples_per_task: 6 }
+  - { kind: td, layers: all, sites: [x, y], k: 3, samples_per_task: 6, pairs: true }
+  - { kind: lens, samples_per_task: 6 }
+  - { kind: interventions, shots: [1], layers: all, samples_per_task: 6, replicates: 2 }
+";
+
+const FINETUNED: &str = "version: 1
+name: tiny-lora
+kind: finetune
+model: { path: MODEL }
+data: { family: bitwise, digits: 4, shots: [1], tasks: [AND, OR, Null] }
+lora: { rank: 2, alpha: 2, layers: last:1 }
+train: { steps: 4, batch: 2, shots: 1, log_every: 1, optimizer: { kind: adam, learning_rate: 1e-3 } }
+checkpoints: { schedule: linear, count: 2, resume_every: 2 }
+analyses: [{ kind: icl, samples_per_task: 6 }, { kind: td, layers: all, k: 3, samples_per_task: 6 }]
+";
+
+/// A sweep file on the tiny model, which is put beside it.
+fn on_a_tiny_model(dir: &Path, sweep: &str) -> std::path::PathBuf {
+    let (model, file) = (dir.join("tiny"), dir.join("sweep.yaml"));
+    fs::create_dir_all(&model).expect("a folder");
+    tiny(1).iter().for_each(|(name, bytes)| fs::write(model.join(name), bytes).expect("writes"));
+    fs::write(&file, sweep.replace("MODEL", &model.display().to_string())).expect("writes");
+    file
+}
+
+#[test]
+fn all_analyses_reach_the_tables_and_a_prompt_beyond_the_context_fails_its_job_alone() {
+    let (dir, stack) = (folder(), Stack::start(1));
+    stack.submit(&on_a_tiny_model(dir.path(), EVALUATED));
+    assert_eq!(stack.wait().code, 1, "one job fails");
+    let jobs = stack
+        .sql("SELECT kind, state, count(*) AS n, max(error) AS error FROM results.jobs GROUP BY 1, 2 ORDER BY 1, 2");
+    let found: Vec<_> = jobs.iter().map(|job| json!([job["kind"], job["state"], job["n"]])).collect();
+    let expected = json!([["interventions", "done", 1], ["measure", "done", 1], ["measure", "failed", 1]]);
+    assert_eq!(json!(found), expected);
+    let error = jobs[2]["error"].as_str().expect("why it failed");
+    for part in ["50 shots", "the model's context is 512", "use fewer shots"] {
+        assert!(error.contains(part), "`{part}` is not in: {error}");
+    }
+    // Three tasks; three layers with the embedding, at two sites; two operators towards the right task and Null after two blocks.
+    for (rows, count) in [
+        ("icl WHERE metric = 'accuracy' AND n = 6", 3),
+        ("td WHERE value BETWEEN 0 AND 1 AND shots = 1", 3 * 3 * 2),
+        ("td_pairs", 3 * 3 * 2),
+        ("lens WHERE log_prob < 0 AND rank >= 1", 3 * 3),
+        ("interventions WHERE baseline BETWEEN 0 AND 1 AND replicate = 2", 2 * 2 * 2),
+    ] {
+        assert_eq!(stack.one(&format!("SELECT count(*) FROM results.{rows}")), count, "{rows}");
+    }
+}
+
+#[test]
+fn adapters_are_trained_and_measured_by_a_worker() {
+    let (dir, stack) = (folder(), Stack::start(1));
+    stack.submit(&on_a_tiny_model(dir.path(), FINETUNED));
+    stack.wait().ok();
+    // Of its last step, the adapters and the state to go on from.
+    for (rows, count) in [
+        ("train_loss WHERE loss > 0", 4),
+        ("checkpoints WHERE step = 4", 2),
+        ("icl WHERE step = 4", 3),
+        ("td WHERE step = 4", 3 * 3),
+    ] {
+        assert_eq!(stack.one(&format!("SELECT count(*) FROM results.{rows}")), count, "{rows}");
+    }
 }
 
 /// One run on a language model of two layers: two tasks and Null, 1 and 4 shots, an intervention in two replicates.

@@ -178,7 +178,11 @@ pub mod tests {
             ways.extend(is_x86_feature_detected!("avx512bf16").then_some(Some(Pairs::Vectors)));
         }
         if ways.len() == 1 {
-            eprintln!("\nSKIPPED: this processor has neither AMX nor AVX-512 BF16\n");
+            std::io::Write::write_fmt(
+                &mut std::io::stderr(),
+                format_args!("\nSKIPPED: this processor has neither AMX nor AVX-512 BF16\n"),
+            )
+            .unwrap();
         }
         for way in ways {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();

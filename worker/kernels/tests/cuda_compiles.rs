@@ -92,10 +92,8 @@ fn shipped_ptx_is_of_the_sources_as_they_are() {
 fn every_source_compiles_for_every_architecture() {
     if !nvrtc_is_here() {
         assert!(!updating(), "PTX is made by NVRTC, which is not here: `make nvrtc` brings it");
-        eprintln!(
-            "\nSKIPPED: CUDA kernels are not compiled, since there is no NVRTC. `make nvrtc` puts it into target/cuda \
-             (pip install --target target/cuda nvidia-cuda-nvrtc==13.0.88); it needs no GPU.\n"
-        );
+        std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("\nSKIPPED: CUDA kernels are not compiled, since there is no NVRTC. `make nvrtc` puts it into target/cuda \
+             (pip install --target target/cuda nvidia-cuda-nvrtc==13.0.88); it needs no GPU.\n")).unwrap();
         return;
     }
     let ptxas = ptxas();
@@ -116,7 +114,13 @@ fn every_source_compiles_for_every_architecture() {
         }
     }
     if ptxas.is_none() {
-        eprintln!("\nNOT CHECKED: registers of CUDA kernels, since there is no ptxas (`make nvrtc` brings it)\n");
+        std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!(
+                "\nNOT CHECKED: registers of CUDA kernels, since there is no ptxas (`make nvrtc` brings it)\n"
+            ),
+        )
+        .unwrap();
     }
 }
 
@@ -186,7 +190,11 @@ fn assert_shipped(source: &Source, ptx: &str) {
     }
     let made_by = source.ptx().lines().next().and_then(|line| line.rsplit(' ').next()).unwrap_or_default();
     if made_by != version(ptx) {
-        eprintln!("\nNOT CHECKED: {name}.ptx was made by NVRTC {made_by}, and here is {}\n", version(ptx));
+        std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("\nNOT CHECKED: {name}.ptx was made by NVRTC {made_by}, and here is {}\n", version(ptx)),
+        )
+        .expect("somewhere to say it");
         return;
     }
     assert!(

@@ -50,7 +50,11 @@ fn products_of_every_orientation_are_those_of_f64_on_a_gpu() {
     match Gpu::new(0, Launching::Graph(1)) {
         // How it rounds to fewer bits is its own affair.
         Ok(gpu) => products_are_those_of_f64(&gpu, &[(Precision::F32, 23)]),
-        Err(error) => eprintln!("\nSKIPPED: products are not computed on a GPU: {error}\n"),
+        Err(error) => std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("\nSKIPPED: products are not computed on a GPU: {error}\n"),
+        )
+        .unwrap(),
     }
 }
 

@@ -3,13 +3,9 @@
 
 mod common;
 
-use common::{Configuration, QUICKSTART};
-use taskvec_model::{
-    job::{CheckpointRef, Progress, Purpose},
-    metric::{Estimator, TrainLoss},
-    spec::DataSpec,
-};
-use taskvec_science::{Control, ScienceError, Sink, WriteCheckpoint, analysis, train::Trainer};
+use common::{Configuration, Nowhere, QUICKSTART};
+use taskvec_model::{metric::Estimator, spec::DataSpec};
+use taskvec_science::{analysis, train::Trainer};
 
 const SEQUENCES: u32 = 20_000;
 
@@ -53,19 +49,4 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let values: Vec<f64> = values.collect();
     values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// Keeps nothing.
-struct Nowhere;
-
-impl Sink for Nowhere {
-    fn progress(&mut self, _: Progress) -> Control {
-        Control::Continue
-    }
-
-    fn checkpoint(&mut self, _: u64, _: Purpose, _: &mut WriteCheckpoint<'_>) -> Result<CheckpointRef, ScienceError> {
-        Err(ScienceError::Sink("this example keeps no checkpoints".into()))
-    }
-
-    fn train_loss(&mut self, _: TrainLoss) {}
 }

@@ -19,7 +19,11 @@ fn loading_takes_little_more_than_the_weights() {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = named.unwrap_or(fetched);
     if !path.is_file() {
-        eprintln!("SKIPPED: {} is not there; `make models` fetches it", path.display());
+        std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("SKIPPED: {} is not there; `make models` fetches it\n", path.display()),
+        )
+        .unwrap();
         return;
     }
     let before = peak();

@@ -32,7 +32,11 @@ fn the_estimate_is_near_what_training_takes() {
         return measure(CASES[case.parse::<usize>().unwrap()]);
     }
     if peak().is_none() {
-        eprintln!("SKIPPED: /proc/self/status does not tell the peak of memory here");
+        std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("SKIPPED: /proc/self/status does not tell the peak of memory here\n"),
+        )
+        .unwrap();
         return;
     }
     for (case, sizes) in CASES.iter().enumerate() {

@@ -27,7 +27,11 @@ fn model() -> Option<(Files, Expected)> {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = named.unwrap_or(fetched);
     if !path.is_file() {
-        eprintln!("SKIPPED: {} is not there; `make models` fetches it", path.display());
+        std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("SKIPPED: {} is not there; `make models` fetches it\n", path.display()),
+        )
+        .unwrap();
         return None;
     }
     let expected = std::fs::read_to_string(common::fixture("smollm2.json")).unwrap();

@@ -2,13 +2,23 @@
 #![allow(unsafe_code, reason = "part of worker/kernels, whichever crate's tests it is built with")]
 
 use super::Place;
+use std::{io::Write, sync::Once};
 use taskvec_kernels::cuda::{Call, device::Device};
 
 thread_local! {
     /// Of each test, since a context belongs to a thread.
     static DEVICE: Option<Device> = Device::new(0)
-        .inspect_err(|error| eprintln!("\nSKIPPED: kernels are not executed on a GPU: {error}\n"))
+        .inspect_err(said_once)
         .ok();
+}
+
+/// Why there is none, to whoever runs the tests, once: what a test that passes prints is hidden.
+fn said_once(error: &impl std::fmt::Display) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let said = format_args!("\nSKIPPED: kernels are not executed on a GPU: {error}\n");
+        std::io::stderr().write_fmt(said).expect("somewhere to say it");
+    });
 }
 
 /// Executes `call` on `buffers`, which must then hold `after`, one after the other.

@@ -1,7 +1,11 @@
 //! The two configurations that the examples train, as their sweep files resolve.
 
-use taskvec_model::spec::{CheckpointSpec, DataSpec, ModelSpec, Schedule, TrainSpec};
-use taskvec_science::train::Segment;
+use taskvec_model::{
+    job::{CheckpointRef, Progress, Purpose},
+    metric::TrainLoss,
+    spec::{CheckpointSpec, DataSpec, ModelSpec, Schedule, TrainSpec},
+};
+use taskvec_science::{Control, ScienceError, Sink, WriteCheckpoint, train::Segment};
 
 /// sweeps/quickstart.yaml: model, data and training.
 pub const QUICKSTART: [&str; 3] = [
@@ -43,4 +47,20 @@ impl Configuration {
         let Self { model, data, train, checkpoints } = self;
         Segment { seed, model, data, train, checkpoints, from: 0, to: train.steps }
     }
+}
+
+/// Keeps nothing.
+#[allow(dead_code, reason = "not every example analyses")]
+pub struct Nowhere;
+
+impl Sink for Nowhere {
+    fn progress(&mut self, _: Progress) -> Control {
+        Control::Continue
+    }
+
+    fn checkpoint(&mut self, _: u64, _: Purpose, _: &mut WriteCheckpoint<'_>) -> Result<CheckpointRef, ScienceError> {
+        Err(ScienceError::Sink("this example keeps no checkpoints".into()))
+    }
+
+    fn train_loss(&mut self, _: TrainLoss) {}
 }

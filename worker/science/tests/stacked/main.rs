@@ -38,7 +38,7 @@ macro_rules! on_machines {
                 // Two steps at once, and what is left over.
                 match taskvec_kernels::cuda::device::Gpu::new(0, taskvec_kernels::cuda::device::Launching::Graph(2)) {
                     Ok(gpu) => super::$check(&gpu),
-                    Err(error) => eprintln!("\nSKIPPED: runs are not trained on a GPU: {error}\n"),
+                    Err(error) => std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("\nSKIPPED: runs are not trained on a GPU: {error}\n")).unwrap(),
                 }
             })*
         }
