@@ -181,6 +181,26 @@ pub fn summed<T: Float>(parts: &[&[T]], out: &mut [T]) -> f64 {
 }
 
 dispatch! {
+    /// The squared Euclidean distances of a point to `points`, as wide as it is: differences are squared and summed in eight
+    /// partial sums, an order that does not depend on the machine, without fusing.
+    pub fn squared_distances<T: Float, I: Isa>(point: &[T], points: &[T], out: &mut [T]) {
+        assert_eq!(point.len() * out.len(), points.len());
+        let (parts, rest) = point.as_chunks::<8>();
+        for (out, other) in out.iter_mut().zip(points.chunks_exact(point.len())) {
+            let (others, other_rest) = other.as_chunks::<8>();
+            let mut sums = [T::zero(); 8];
+            for (a, b) in parts.iter().zip(others) {
+                for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+                    *sum += (a - b) * (a - b);
+                }
+            }
+            let rest = rest.iter().zip(other_rest).fold(T::zero(), |sum, (&a, &b)| sum + (a - b) * (a - b));
+            *out = sums.into_iter().fold(T::zero(), |sum, part| sum + part) + rest;
+        }
+    }
+}
+
+dispatch! {
     /// Adds `bias` and its own residual to each row.
     fn add_both<T: Float, I: Isa>(rows: &mut [T], bias: &[T], residual: &[T]) {
         for (row, residual) in rows.chunks_exact_mut(bias.len()).zip(residual.chunks_exact(bias.len())) {

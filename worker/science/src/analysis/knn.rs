@@ -10,16 +10,18 @@
 //!   unlike "the smallest label" this favours no task.
 
 use rayon::prelude::*;
+use taskvec_kernels::slices;
 
 /// The neighbours of every point, nearest first: indices into `points`, which holds n × `dim` values.
 pub fn neighbours(points: &[f64], dim: usize, k: usize) -> Vec<Vec<u32>> {
-    let rows: Vec<&[f64]> = points.chunks_exact(dim).collect();
-    (0..rows.len()).into_par_iter().map(|i| nearest(&rows, i, k)).collect()
+    (0..points.len() / dim).into_par_iter().map(|i| nearest(points, dim, i, k)).collect()
 }
 
-fn nearest(rows: &[&[f64]], i: usize, k: usize) -> Vec<u32> {
-    let others = (0..rows.len()).filter(|&j| j != i);
-    let mut found: Vec<(f64, u32)> = others.map(|j| (squared_distance(rows[i], rows[j]), j as u32)).collect();
+fn nearest(points: &[f64], dim: usize, i: usize, k: usize) -> Vec<u32> {
+    let mut distances = vec![0.0; points.len() / dim];
+    slices::squared_distances(&points[i * dim..][..dim], points, &mut distances);
+    let others = distances.into_iter().zip(0..).filter(|&(_, j)| j as usize != i);
+    let mut found: Vec<(f64, u32)> = others.collect();
     let order = |a: &(f64, u32), b: &(f64, u32)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
     if k < found.len() {
         found.select_nth_unstable_by(k, order);
@@ -40,20 +42,6 @@ pub fn vote(labels: impl Iterator<Item = u32>) -> Option<u32> {
         }
     }
     counts.into_iter().reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(label, _)| label)
-}
-
-/// Eight partial sums, so that the compiler can use vectors, in an order that does not depend on the machine.
-fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
-    let mut sums = [0.0; 8];
-    let (a_parts, a_rest) = a.as_chunks::<8>();
-    let (b_parts, b_rest) = b.as_chunks::<8>();
-    for (a, b) in a_parts.iter().zip(b_parts) {
-        for (s, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *s += (a - b) * (a - b);
-        }
-    }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| (a - b) * (a - b)).sum();
-    sums.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]
@@ -82,7 +70,9 @@ mod tests {
             for changed in 0..dim {
                 let (a, mut b) = (vec![1.0; dim], vec![1.0; dim]);
                 b[changed] = 3.0;
-                assert_eq!(squared_distance(&a, &b), 4.0);
+                let mut distance = [f64::NAN];
+                slices::squared_distances(&a, &b, &mut distance);
+                assert_eq!(distance, [4.0]);
             }
         }
     }
