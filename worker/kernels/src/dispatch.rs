@@ -212,3 +212,22 @@ macro_rules! dispatch {
     };
 }
 pub(crate) use dispatch;
+
+/// Calls a test's generic function with each instruction set that the machine has.
+#[cfg(test)]
+macro_rules! with_each_isa {
+    ($check:ident) => {
+        $check::<$crate::dispatch::Plain>();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+                $check::<$crate::dispatch::Avx2>();
+            }
+            if std::arch::is_x86_feature_detected!("avx512f") {
+                $check::<$crate::dispatch::Avx512>();
+            }
+        }
+    };
+}
+#[cfg(test)]
+pub(crate) use with_each_isa;

@@ -186,7 +186,7 @@ impl Operands<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::Plain;
+    use crate::dispatch::with_each_isa;
 
     const TERMS: usize = 5;
 
@@ -225,16 +225,6 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_same() {
-        products::<Plain>();
-        #[cfg(target_arch = "x86_64")]
-        {
-            use crate::dispatch::{Avx2, Avx512};
-            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                products::<Avx2>();
-            }
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                products::<Avx512>();
-            }
-        }
+        with_each_isa!(products);
     }
 }

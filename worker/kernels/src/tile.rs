@@ -219,7 +219,7 @@ impl Operands<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::Plain;
+    use crate::dispatch::with_each_isa;
 
     const ROWS: usize = 24;
     const TERMS: usize = 13;
@@ -260,16 +260,6 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_product() {
-        plain_and_transposed::<Plain>();
-        #[cfg(target_arch = "x86_64")]
-        {
-            use crate::dispatch::{Avx2, Avx512};
-            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                plain_and_transposed::<Avx2>();
-            }
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                plain_and_transposed::<Avx512>();
-            }
-        }
+        with_each_isa!(plain_and_transposed);
     }
 }

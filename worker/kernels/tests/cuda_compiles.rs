@@ -48,6 +48,11 @@ fn ptxas() -> Option<PathBuf> {
     homes().into_iter().map(|home| home.join("bin/ptxas")).find(|program| program.is_file())
 }
 
+/// Not by `eprintln!`, which is hidden where the test passes.
+fn say(text: std::fmt::Arguments<'_>) {
+    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("\n{text}\n")).expect("somewhere to say it");
+}
+
 #[test]
 fn every_file_is_a_source_and_every_kernel_is_found() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
@@ -92,8 +97,10 @@ fn shipped_ptx_is_of_the_sources_as_they_are() {
 fn every_source_compiles_for_every_architecture() {
     if !nvrtc_is_here() {
         assert!(!updating(), "PTX is made by NVRTC, which is not here: `make nvrtc` brings it");
-        std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("\nSKIPPED: CUDA kernels are not compiled, since there is no NVRTC. `make nvrtc` puts it into target/cuda \
-             (pip install --target target/cuda nvidia-cuda-nvrtc==13.0.88); it needs no GPU.\n")).unwrap();
+        say(format_args!(
+            "SKIPPED: CUDA kernels are not compiled, since there is no NVRTC. `make nvrtc` puts it into target/cuda \
+             (pip install --target target/cuda nvidia-cuda-nvrtc==13.0.88); it needs no GPU."
+        ));
         return;
     }
     let ptxas = ptxas();
@@ -114,13 +121,7 @@ fn every_source_compiles_for_every_architecture() {
         }
     }
     if ptxas.is_none() {
-        std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!(
-                "\nNOT CHECKED: registers of CUDA kernels, since there is no ptxas (`make nvrtc` brings it)\n"
-            ),
-        )
-        .unwrap();
+        say(format_args!("NOT CHECKED: registers of CUDA kernels, since there is no ptxas (`make nvrtc` brings it)"));
     }
 }
 
@@ -190,11 +191,7 @@ fn assert_shipped(source: &Source, ptx: &str) {
     }
     let made_by = source.ptx().lines().next().and_then(|line| line.rsplit(' ').next()).unwrap_or_default();
     if made_by != version(ptx) {
-        std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!("\nNOT CHECKED: {name}.ptx was made by NVRTC {made_by}, and here is {}\n", version(ptx)),
-        )
-        .expect("somewhere to say it");
+        say(format_args!("NOT CHECKED: {name}.ptx was made by NVRTC {made_by}, and here is {}", version(ptx)));
         return;
     }
     assert!(

@@ -7,18 +7,20 @@
 //! in the order measured, and whether each was answered rightly, so that benches/language.py can do the same in transformers
 //! and llama.cpp and compare.
 
+mod common;
+
+use common::Nowhere;
 use serde_json::json;
 use std::time::Instant;
 use taskvec_model::{
-    job::{CheckpointRef, LensPart, Progress, Purpose, TdPart},
-    metric::TrainLoss,
+    job::{LensPart, TdPart},
     spec::{
         At, Corpus, Family, FloatType, Instruction, InterventionSpec, Layers, NaturalSpec, PatchLayers, PatchMode,
         PatchPairs, PatchPositions, PretrainedSpec, Site, Template,
     },
 };
 use taskvec_science::{
-    Control, Models, ScienceError, Sink, WriteCheckpoint,
+    Models, ScienceError,
     analysis::natural::{Reader, intervene, measure},
     load,
     model::language::Batch,
@@ -192,18 +194,4 @@ fn peak_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? * 1024.0)
-}
-
-struct Nowhere;
-
-impl Sink for Nowhere {
-    fn progress(&mut self, _: Progress) -> Control {
-        Control::Continue
-    }
-
-    fn checkpoint(&mut self, _: u64, _: Purpose, _: &mut WriteCheckpoint<'_>) -> Result<CheckpointRef, ScienceError> {
-        Err(ScienceError::Sink("a measurement keeps no checkpoints".into()))
-    }
-
-    fn train_loss(&mut self, _: TrainLoss) {}
 }

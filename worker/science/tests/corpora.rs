@@ -4,8 +4,10 @@
 //! names, or `shared` beside the repository, and say so where it is absent.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod common;
+
 use serde::Deserialize;
-use std::{collections::BTreeMap, fs, io::Write, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 use taskvec_model::spec::{Corpus, DataFile, Family, Instruction, NaturalSpec, Template};
 use taskvec_science::{
     rng::name_step,
@@ -37,10 +39,8 @@ fn shared(name: &str) -> Option<DataFile> {
     let folder = std::env::var_os("TASKVEC_SHARED").map_or(beside, PathBuf::from);
     let path = folder.join("data").join(name);
     if !path.is_file() {
-        // Not by eprintln!, which is hidden where the test passes.
         let path = path.display();
-        let reason = format!("SKIPPED: {path} is absent; set TASKVEC_SHARED to the folder with data/{name}\n");
-        std::io::stderr().write_all(reason.as_bytes()).unwrap();
+        common::skipped(format_args!("{path} is absent; set TASKVEC_SHARED to the folder with data/{name}"));
         return None;
     }
     Some(DataFile { path: path.to_str().unwrap().into(), digest: None })

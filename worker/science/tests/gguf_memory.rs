@@ -2,6 +2,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod common;
+
 use candle_core::DType;
 use std::path::{Path, PathBuf};
 use taskvec_science::load::{Files, Room};
@@ -19,11 +21,7 @@ fn loading_takes_little_more_than_the_weights() {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = named.unwrap_or(fetched);
     if !path.is_file() {
-        std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!("SKIPPED: {} is not there; `make models` fetches it\n", path.display()),
-        )
-        .unwrap();
+        common::skipped(format_args!("{} is not there; `make models` fetches it", path.display()));
         return;
     }
     let before = peak();

@@ -55,13 +55,9 @@ fn special_tokens_at_the_ends_are_those_the_file_asks_for() {
 #[test]
 fn whole_vocabularies_agree_where_llama_cpp_is_at_hand() {
     let Some(models) = std::env::var_os("TASKVEC_LLAMA_CPP_MODELS") else {
-        std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!(
-                "SKIPPED: TASKVEC_LLAMA_CPP_MODELS does not name the folder `models` of llama.cpp's sources\n"
-            ),
-        )
-        .unwrap();
+        common::skipped(format_args!(
+            "TASKVEC_LLAMA_CPP_MODELS does not name the folder `models` of llama.cpp's sources"
+        ));
         return;
     };
     for name in ["gpt-2", "llama-bpe", "llama-spm", "phi-3", "mpt", "starcoder", "refact", "qwen2"] {

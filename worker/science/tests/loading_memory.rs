@@ -85,11 +85,7 @@ fn loading_takes_little_more_than_the_weights() {
         return measure(&case);
     }
     if peak().is_none() {
-        std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!("SKIPPED: /proc/self/status does not tell the peak of memory here\n"),
-        )
-        .unwrap();
+        common::skipped(format_args!("/proc/self/status does not tell the peak of memory here"));
         return;
     }
     for case in ["F32 f32", "BF16 bf16", "BF16 f32", "F32 bf16"] {

@@ -32,11 +32,7 @@ fn the_estimate_is_near_what_training_takes() {
         return measure(CASES[case.parse::<usize>().unwrap()]);
     }
     if peak().is_none() {
-        std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!("SKIPPED: /proc/self/status does not tell the peak of memory here\n"),
-        )
-        .unwrap();
+        common::skipped(format_args!("/proc/self/status does not tell the peak of memory here"));
         return;
     }
     for (case, sizes) in CASES.iter().enumerate() {

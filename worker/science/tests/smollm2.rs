@@ -27,11 +27,7 @@ fn model() -> Option<(Files, Expected)> {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = named.unwrap_or(fetched);
     if !path.is_file() {
-        std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!("SKIPPED: {} is not there; `make models` fetches it\n", path.display()),
-        )
-        .unwrap();
+        common::skipped(format_args!("{} is not there; `make models` fetches it", path.display()));
         return None;
     }
     let expected = std::fs::read_to_string(common::fixture("smollm2.json")).unwrap();

@@ -212,7 +212,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::Plain;
+    use crate::dispatch::with_each_isa;
 
     fn there_and_back<I: Isa>() {
         for columns in [3, 8, 19] {
@@ -237,16 +237,6 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_same() {
-        there_and_back::<Plain>();
-        #[cfg(target_arch = "x86_64")]
-        {
-            use crate::dispatch::{Avx2, Avx512};
-            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                there_and_back::<Avx2>();
-            }
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                there_and_back::<Avx512>();
-            }
-        }
+        with_each_isa!(there_and_back);
     }
 }

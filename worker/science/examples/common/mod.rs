@@ -1,4 +1,5 @@
-//! The two configurations that the examples train, as their sweep files resolve.
+//! The two configurations that the examples train, as their sweep files resolve, and a sink that keeps nothing.
+#![allow(dead_code, reason = "each example uses a part of it")]
 
 use taskvec_model::{
     job::{CheckpointRef, Progress, Purpose},
@@ -17,7 +18,6 @@ pub const QUICKSTART: [&str; 3] = [
 ];
 
 /// The paper's full model.
-#[allow(dead_code, reason = "not every example trains it")]
 pub const PAPER: [&str; 3] = [
     r#"{"arch":"gpt2","layers":12,"width":256,"heads":8,"init":{"std":0.02,"read_in_std":0.14,"position_std":0.02}}"#,
     r#"{"family":"sparse_linear","dim":16,"bases":4,"rank":4,"overlap":"disjoint","examples":20,"noise_variance":0.01,
@@ -26,7 +26,6 @@ pub const PAPER: [&str; 3] = [
         "warmup":0,"decay":"none","clip_norm":null,"precision":"f32","log_every":20}"#,
 ];
 
-#[allow(dead_code, reason = "not every example has segments")]
 pub struct Configuration {
     pub model: ModelSpec,
     pub data: DataSpec,
@@ -42,7 +41,6 @@ impl Configuration {
     }
 
     /// All of training as one segment.
-    #[allow(dead_code, reason = "not every example has segments")]
     pub fn whole_run(&self, seed: u64) -> Segment<'_> {
         let Self { model, data, train, checkpoints } = self;
         Segment { seed, model, data, train, checkpoints, from: 0, to: train.steps }
@@ -50,7 +48,6 @@ impl Configuration {
 }
 
 /// Keeps nothing.
-#[allow(dead_code, reason = "not every example analyses")]
 pub struct Nowhere;
 
 impl Sink for Nowhere {

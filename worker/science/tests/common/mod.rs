@@ -56,6 +56,11 @@ impl Sink for Memory {
     }
 }
 
+/// Says why a test, or a part of it, is not done: not by `eprintln!`, which is hidden where the test passes.
+pub fn skipped(why: std::fmt::Arguments<'_>) {
+    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("\nSKIPPED: {why}\n")).unwrap();
+}
+
 /// A folder that goes away with the test.
 pub struct Folder(PathBuf);
 
