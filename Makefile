@@ -8,7 +8,7 @@ STAND_IN := $(CURDIR)/target/stand-in
 # Where cargo builds, which users may have moved.
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup build models nvrtc ptx quickstart laptop test test-gpu lint unit bench clean
+.PHONY: help setup build models nvrtc ptx quickstart laptop test test-gpu test-candle-cuda lint unit bench clean
 
 help:
 	@echo "make quickstart   build, run sweeps/quickstart.yaml on this machine, print and draw what it showed"
@@ -18,6 +18,7 @@ help:
 	@echo "make ptx          worker/kernels/ptx from worker/kernels/cuda, after a kernel was changed"
 	@echo "make test         formatting, lints, dependency rules, unit, fixture and end-to-end tests"
 	@echo "make test-gpu     what uses a GPU, on a stand-in for NVIDIA's libraries that computes on the CPU"
+	@echo "make test-candle-cuda   language models on GPUs, on the same stand-in; needs nvcc to build"
 	@echo "make bench        timings against PyTorch, cp and bare COPY"
 
 # PostgreSQL's server programs, a C compiler: the only things that cargo does not bring.
@@ -67,6 +68,17 @@ test-gpu:
 	$(ON_STAND_IN) --test cuda_emulated --test cuda_extremes --test cuda_training
 	$(ON_STAND_IN) --test cuda_program --test stacked --test e2e gpu
 	STAND_IN_WITHOUT_BATCHES=1 $(ON_STAND_IN) --test cuda_program --test stacked on_a_gpu
+
+# What candle does on GPUs, and ours with it. Its kernels are compiled by nvcc, so that this is no part of `make test`.
+test-candle-cuda:
+	@if ! command -v $${NVCC:-nvcc} >/dev/null; then \
+		echo "SKIPPED: there is no nvcc; install a CUDA toolkit (13), or name it in NVCC"; \
+	else \
+		set -x; \
+		worker/kernels/cuda/emulate/driver.sh $(STAND_IN); \
+		$(ON_STAND_IN) --features candle-cuda --test on_gpu; \
+		$(ON_STAND_IN) --features candle-cuda --test e2e two_gpus; \
+	fi
 
 bench: build
 	benches/run.sh

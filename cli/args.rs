@@ -170,6 +170,7 @@ pub enum WorkerCommand {
   TASKVEC_TOKEN=… taskvec worker start --server https://head:7420 --tls-ca ca.pem
   taskvec worker start --data .taskvec --slots 2
   taskvec worker start --data .taskvec --device cuda:0 --stack 8
+  taskvec worker start --data .taskvec --device cuda:0,1
 SIGTERM lets it finish or hand over its work first; a second one leaves at once.")]
     Start(WorkerStart),
     /// List workers
@@ -183,12 +184,12 @@ pub struct WorkerStart {
     /// Name shown in tables; default HOST-PID
     #[arg(long)]
     pub name: Option<String>,
-    /// What synthetic models are trained, decoded and patched on: cpu, or cuda:N for GPU number N (from 0)
+    /// What to compute on: cpu, cuda:N for GPU number N (from 0), or several GPUs, cuda:0,1
     #[arg(long, default_value = "cpu", value_delimiter = ',')]
     pub device: Vec<String>,
-    /// Jobs at a time
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub slots: u32,
+    /// Jobs at a time; default: one, or one for each GPU
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub slots: Option<u32>,
     #[command(flatten)]
     pub stacking: Stacking,
     /// CPU threads in all; default: every core that no other worker of this machine holds

@@ -49,8 +49,8 @@ async fn start(global: &Global, args: WorkerStart) -> Result<(), CliError> {
     let mut worker = WorkerConfig::new(address.url, Secret::new(address.token), folder);
     worker.name = name;
     worker.tls_ca = address.tls_ca;
+    worker.slots = args.slots.map_or(args.device.len(), |slots| slots as usize);
     worker.devices = args.device;
-    worker.slots = args.slots as usize;
     worker.stack = args.stacking.stack;
     worker.stack_bytes = args.stacking.stack_memory;
     worker.threads = args.threads.map(|n| n as usize);

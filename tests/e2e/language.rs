@@ -106,6 +106,42 @@ fn adapters_are_trained_and_measured_by_a_worker() {
     }
 }
 
+/// Where the model is on GPUs, its tables are those of the CPU, and its losses are to rounding.
+#[cfg(feature = "candle-cuda")]
+#[test]
+fn a_worker_with_two_gpus_measures_and_tunes_on_them() {
+    use std::io::Write;
+    if let Err(why) = taskvec_science::gpu::free_bytes(1) {
+        return std::io::stderr()
+            .write_fmt(format_args!("\nSKIPPED: no model is on two GPUs: {why}\n"))
+            .expect("it says so");
+    }
+    let dir = folder();
+    let [on_gpus, on_cpu] = ["cuda:0,1", "cpu"].map(|device| {
+        let mut stack = Stack::start(0);
+        stack.start_worker_with(&["--device", device, "--slots", "1"]);
+        for sweep in [EVALUATED, FINETUNED] {
+            stack.submit(&on_a_tiny_model(dir.path(), sweep));
+            stack.wait();
+        }
+        stack
+    });
+    assert!(on_gpus.client(&["worker", "list"]).ok().contains("cuda:0"));
+    for table in ["icl", "td", "td_pairs", "interventions"] {
+        let rows =
+            |stack: &Stack| stack.sql(&format!("SELECT to_jsonb(t) AS row FROM results.{table} AS t ORDER BY 1"));
+        let found = rows(&on_gpus);
+        assert!(!found.is_empty() && found == rows(&on_cpu), "{table}");
+    }
+    let losses = |stack: &Stack| stack.sql("SELECT step, loss FROM results.train_loss ORDER BY 1");
+    let (ours, theirs) = (losses(&on_gpus), losses(&on_cpu));
+    assert!(ours.len() == 4 && theirs.len() == 4);
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        let [a, b] = [ours, theirs].map(|row| row["loss"].as_f64().expect("a loss"));
+        assert!((a / b - 1.0).abs() < 1e-4, "{ours} and {theirs}");
+    }
+}
+
 /// One run on a language model of two layers: two tasks and Null, 1 and 4 shots, an intervention in two replicates.
 const MEASURED: &str = "
 INSERT INTO taskvec.sweeps (sweep_id, name, state, priority, spec, yaml) VALUES (1, 'words', 'done', 0, '{}', '');

@@ -78,39 +78,56 @@ impl WorkerConfig {
     }
 }
 
-/// What a worker trains synthetic models on, reads their states and patches them. Everything else is computed on the CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a worker computes on: see `gpu` of the science on what that is where there are GPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Cpu,
-    Cuda(usize),
+    /// GPUs by number, at least one.
+    Cuda(Vec<usize>),
 }
 
 impl WorkerConfig {
-    /// The one device; a GPU is there and can be used.
+    /// `cpu`, or `cuda:N` and numbers or more of these after it; GPUs are there and can be used.
     pub(crate) fn device(&self) -> Result<Device, AgentError> {
-        let [name] = self.devices.as_slice() else {
-            return Err(AgentError::Config(
-                "exactly one device is needed: `cpu` or `cuda:N`; start a worker for each".to_owned(),
-            ));
-        };
-        let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-        match (name.as_str(), number) {
-            ("cpu", _) => Ok(Device::Cpu),
-            (_, Some(ordinal)) => match gpu::free_bytes(ordinal) {
-                Ok(_) => Ok(Device::Cuda(ordinal)),
-                Err(reason) => Err(AgentError::NoGpu { device: name.clone(), reason }),
-            },
-            _ => Err(AgentError::UnknownDevice(name.clone())),
+        let config = |what: String| Err(AgentError::Config(what));
+        if self.devices == ["cpu"] {
+            return Ok(Device::Cpu);
+        }
+        let mut gpus = Vec::new();
+        for name in &self.devices {
+            let number = if gpus.is_empty() { None } else { Some(name.as_str()) };
+            let number = name.strip_prefix("cuda:").or(number).and_then(|number| number.parse().ok());
+            match number {
+                Some(gpu) if gpus.contains(&gpu) => return config(format!("device `cuda:{gpu}` is named twice")),
+                Some(gpu) => gpus.push(gpu),
+                None if name == "cpu" => {
+                    return config(
+                        "the CPU is not named beside GPUs: what they cannot hold is computed there".to_owned(),
+                    );
+                }
+                None => return Err(AgentError::UnknownDevice(name.clone())),
+            }
+        }
+        for gpu in &gpus {
+            gpu::free_bytes(*gpu).map_err(|reason| AgentError::NoGpu { device: format!("cuda:{gpu}"), reason })?;
+        }
+        match gpus.is_empty() {
+            true => config("a device is needed: `cpu`, `cuda:N` or several GPUs, `cuda:0,1`".to_owned()),
+            false => Ok(Device::Cuda(gpus)),
         }
     }
 
-    /// What the runs of one slot may take: of the machine's memory half, of a GPU's nine tenths of what is free.
+    /// What the runs of one slot may take: of the machine's memory half, of a GPU's nine tenths of what is free, shared by the
+    /// slots that it has at a time.
     pub(crate) fn stack_bytes_of(&self, slots: usize) -> u64 {
         let all = || match self.device() {
-            Ok(Device::Cuda(ordinal)) => gpu::free_bytes(ordinal).unwrap_or(0) / 10 * 9,
-            _ => machine_bytes() / 2,
+            Ok(Device::Cuda(gpus)) => {
+                let free = gpus.iter().map(|gpu| gpu::free_bytes(*gpu).unwrap_or(0)).min().unwrap_or(0);
+                free / 10 * 9 / slots.div_ceil(gpus.len()).max(1) as u64
+            }
+            _ => machine_bytes() / 2 / slots.max(1) as u64,
         };
-        self.stack_bytes.unwrap_or_else(|| all() / slots.max(1) as u64)
+        self.stack_bytes.unwrap_or_else(all)
     }
 }
 
@@ -193,7 +210,11 @@ mod tests {
             config.devices = vec![device.into()];
             assert!(config.check().unwrap_err().to_string().contains(&format!("`{device}`")), "{device}");
         }
-        assert!(refused(|c| c.devices = vec![]).contains("exactly one device"));
+        assert!(refused(|c| c.devices = vec![]).contains("a device is needed"));
+        assert!(refused(|c| c.devices = ["cuda:0", "0"].map(str::to_owned).into()).contains("named twice"));
+        assert!(refused(|c| c.devices = ["cuda:0", "cpu"].map(str::to_owned).into()).contains("beside GPUs"));
+        assert!(refused(|c| c.devices = ["cuda:999", "cuda:1000"].map(str::to_owned).into()).contains("`cuda:999`"));
+        assert!(refused(|c| c.devices = ["0", "1"].map(str::to_owned).into()).contains("`0` is not a device"));
         assert!(refused(|c| c.slots = 0).contains("slots"));
         assert!(refused(|c| c.stack = 0).contains("at least 1"));
         assert!(

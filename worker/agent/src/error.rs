@@ -11,7 +11,9 @@ pub enum AgentError {
     #[error("device `{device}`: {reason}; `--device cpu` needs none")]
     NoGpu { device: String, reason: gpu::NoGpu },
 
-    #[error("`{0}` is not a device: `cpu` or `cuda:N`, N being the GPU's number from 0")]
+    #[error(
+        "`{0}` is not a device: `cpu`, or `cuda:N`, N being the GPU's number from 0, or several of them, `cuda:0,1`"
+    )]
     UnknownDevice(String),
 
     #[error("server address `{url}`: {reason}")]

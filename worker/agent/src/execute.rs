@@ -1,6 +1,7 @@
 //! What computes jobs.
 
 use crate::config::Device;
+use std::sync::{Mutex, PoisonError};
 use taskvec_model::job::JobWork;
 use taskvec_science::{Executed, Inputs, Member, Models, ScienceError, Sink, gpu};
 
@@ -18,16 +19,44 @@ pub trait Execute: Send + Sync + 'static {
     }
 }
 
-/// [`taskvec_science::execute`] and [`taskvec_science::execute_stack`], with training on a GPU where the worker has one.
+/// [`taskvec_science::execute`] and [`taskvec_science::execute_stack`], on GPUs where the worker has some.
 pub struct Science {
     /// Shared by all slots.
     models: Models,
-    device: Device,
+    /// Of each GPU, by number, how many slots use it.
+    gpus: Mutex<Vec<(usize, usize)>>,
 }
 
 impl Science {
     pub(crate) fn on(device: Device) -> Self {
-        Self { models: Models::default(), device }
+        match device {
+            Device::Cpu => Self { models: Models::default(), gpus: Mutex::default() },
+            Device::Cuda(gpus) => {
+                let idle = gpus.iter().map(|gpu| (*gpu, 0)).collect();
+                Self { models: Models::on_gpus(gpus), gpus: Mutex::new(idle) }
+            }
+        }
+    }
+
+    /// The GPU that fewest slots use, for as long as this is held; none where there are no GPUs.
+    fn least_used(&self) -> Option<Used<'_>> {
+        let mut gpus = self.gpus.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, slots) = gpus.iter_mut().min_by_key(|(_, slots)| *slots)?;
+        *slots += 1;
+        Some(Used { science: self, number: *number })
+    }
+}
+
+/// A GPU that a slot uses.
+struct Used<'a> {
+    science: &'a Science,
+    number: usize,
+}
+
+impl Drop for Used<'_> {
+    fn drop(&mut self) {
+        let mut gpus = self.science.gpus.lock().unwrap_or_else(PoisonError::into_inner);
+        gpus.iter_mut().filter(|(number, _)| *number == self.number).for_each(|(_, slots)| *slots -= 1);
     }
 }
 
@@ -37,9 +66,9 @@ impl Execute for Science {
     }
 
     fn execute_stack(&self, members: Vec<Member>) {
-        match self.device {
-            Device::Cpu => taskvec_science::execute_stack(members, &self.models),
-            Device::Cuda(ordinal) => gpu::execute_stack(members, &self.models, ordinal),
+        match self.least_used() {
+            None => taskvec_science::execute_stack(members, &self.models),
+            Some(gpu) => gpu::execute_stack(members, &self.models, gpu.number),
         }
     }
 }

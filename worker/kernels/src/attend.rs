@@ -9,12 +9,16 @@ use crate::{
     Attend, Span, attend_backward,
     attend_block::{Inputs, Keys, Lanes, Scratch, blocks, vectors},
     buffer::{by_dtype, element_type, filled, in_rows, rows, stored},
+    cuda,
     dispatch::{Isa, dispatch},
     float::{Float, LANES},
     linear::Gradients,
     par::{self, Shared},
+    reference,
     tile::{Left, add_product},
 };
+#[cfg(feature = "candle-cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use std::{mem::MaybeUninit, sync::OnceLock};
 
@@ -28,6 +32,9 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], attend: &Atten
     check_shapes(q, k, v)?;
     check_spans(spans, q.dim(0)?, k.dim(0)?)?;
     check_how(attend)?;
+    if cuda::is_candles(q) {
+        return reference::attend(q, k, v, spans, attend);
+    }
     let kept = if q.track_op() || k.track_op() || v.track_op() { Kept::Later(OnceLock::new()) } else { Kept::Nothing };
     in_rows(q, 2)?.apply_op3(&in_rows(k, 2)?, &in_rows(v, 2)?, Op { spans: spans.to_vec(), how: *attend, kept })
 }
@@ -140,10 +147,33 @@ impl CustomOp3 for Op {
         })
     }
 
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_layout: &Layout,
+        k: &CudaStorage,
+        k_layout: &Layout,
+        v: &CudaStorage,
+        v_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (inputs, later) = ([(q, q_layout), (k, k_layout), (v, v_layout)], matches!(self.kept, Kept::Later(_)));
+        let (out, shape, kept) = cuda::tensors::attend(inputs, &self.spans, &self.how, later)?;
+        if let (Kept::Later(cell), Some(kept)) = (&self.kept, kept) {
+            let set = cell.set(kept);
+            debug_assert!(set.is_ok(), "an op is applied once");
+        }
+        Ok((out, shape))
+    }
+
     fn bwd(&self, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let Kept::Later(kept) = &self.kept else { return Ok((None, None, None)) };
         let Some(kept) = kept.get() else { candle_core::bail!("attend: backward without a forward") };
         let grad = &grad.contiguous()?;
+        #[cfg(feature = "candle-cuda")]
+        if q.device().is_cuda() {
+            return cuda::tensors::attend_backward([q, k, v], [out, kept, grad], &self.spans, &self.how);
+        }
         by_dtype!(q.dtype(), self.name(), T => {
             attend_backward::gradients::<T>([q, k, v], [out, kept, grad], &self.spans, &self.how)
         })

@@ -6,6 +6,7 @@
 
 use crate::{
     buffer::{by_dtype, element_type, elements, filled, read, stored},
+    cuda,
     dispatch::{Isa, dispatch},
     float::{Float, LANES, by_lane, one_by_one, tree_of_lanes},
     lanes::{
@@ -13,8 +14,10 @@ use crate::{
         places::{Places, gather, scatter},
         product,
     },
-    par,
+    par, reference,
 };
+#[cfg(feature = "candle-cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
 
@@ -29,6 +32,9 @@ pub fn causal_attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     let (_, t, packed) = qkv.dims3()?;
     if heads == 0 || t == 0 || packed == 0 || packed % (3 * heads) != 0 {
         candle_core::bail!("causal_attention: qkv (B, T, 3d) of {:?} does not divide into {heads} heads", qkv.dims());
+    }
+    if cuda::is_candles(qkv) {
+        return reference::causal_attention(qkv, heads);
     }
     qkv.contiguous()?.apply_op1(CausalAttention { heads })
 }
@@ -57,7 +63,16 @@ impl CustomOp1 for CausalAttention {
         })
     }
 
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(&self, qkv: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::tensors::causal_attention(self.heads, (qkv, layout))
+    }
+
     fn bwd(&self, qkv: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "candle-cuda")]
+        if qkv.device().is_cuda() {
+            return cuda::tensors::causal_attention_backward(self.heads, [qkv, &grad.contiguous()?]).map(Some);
+        }
         let (batch, t, packed) = qkv.dims3()?;
         let (shape, device, grad) = (qkv.shape(), qkv.device(), &grad.contiguous()?);
         let size = Size::new(t, packed, self.heads);

@@ -72,7 +72,7 @@ impl<'a, T> Rows<'a, T> {
 }
 
 /// The distance of rows that each consist of the last `inner` dimensions, if these are contiguous and the rows regular.
-fn row_stride(layout: &Layout, inner: usize) -> Option<usize> {
+pub fn row_stride(layout: &Layout, inner: usize) -> Option<usize> {
     let lead = layout.dims().len().checked_sub(inner)?;
     let (dims, strides) = (layout.dims(), layout.stride());
     let mut dense = 1;

@@ -5,10 +5,13 @@
 
 use crate::{
     buffer::{by_dtype, element_type, filled, in_rows, read, read_rows, rows, stored},
+    cuda,
     dispatch::dispatch,
     float::{Float, lane_max},
-    par,
+    par, reference,
 };
+#[cfg(feature = "candle-cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, WithDType};
 use std::{mem::MaybeUninit, sync::OnceLock};
 
@@ -32,8 +35,12 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     if let Some((row, target)) = targets.iter().enumerate().find(|(_, target)| **target as usize >= classes) {
         candle_core::bail!("cross_entropy: target {target} of row {row} is not below the {classes} classes");
     }
+    if cuda::is_candles(logits) {
+        return reference::cross_entropy(logits, targets);
+    }
     let norms = OnceLock::new();
-    in_rows(logits, 1)?.apply_op1(CrossEntropy { targets: targets.to_vec(), norms })
+    let logits = if logits.device().is_cpu() { in_rows(logits, 1)? } else { logits.contiguous()? };
+    logits.apply_op1(CrossEntropy { targets: targets.to_vec(), norms })
 }
 
 struct CrossEntropy {
@@ -64,8 +71,20 @@ impl CustomOp1 for CrossEntropy {
         })
     }
 
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (loss, shape, norms) = cuda::tensors::cross_entropy((logits, layout), &self.targets)?;
+        let kept = self.norms.set(norms);
+        debug_assert!(kept.is_ok(), "an op is applied once");
+        Ok((loss, shape))
+    }
+
     fn bwd(&self, logits: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let Some(norms) = self.norms.get() else { candle_core::bail!("cross_entropy: backward without a forward") };
+        #[cfg(feature = "candle-cuda")]
+        if logits.device().is_cuda() {
+            return cuda::tensors::cross_entropy_backward([logits, grad, norms], &self.targets).map(Some);
+        }
         let (shape, device, type_) = (logits.shape(), logits.device(), logits.dtype());
         read!(norms: f64);
         by_dtype!(type_, self.name(), T => {

@@ -3,13 +3,17 @@
 use crate::{
     Activation,
     buffer::{Rows, by_dtype, element_type, elements, filled, in_rows, read, read_rows, rows, stored, stored_brains},
+    cuda,
     dispatch::{Isa, dispatch},
     float::{Float, LANES},
     linear_gelu::gelu,
     par::{self, Shared},
+    reference,
     rounded::without_gradient,
     weight::Brain,
 };
+#[cfg(feature = "candle-cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
 
@@ -30,6 +34,9 @@ pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tenso
             up.dims(),
             up.dtype()
         );
+    }
+    if cuda::is_candles(gate) {
+        return reference::gated(gate, up, activation);
     }
     in_rows(gate, 1)?.apply_op2(&in_rows(up, 1)?, Gated { activation })
 }
@@ -97,8 +104,17 @@ impl CustomOp2 for Gated {
         })
     }
 
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(&self, gate: &CudaStorage, gl: &Layout, up: &CudaStorage, ul: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::tensors::gated(self.activation, (gate, gl), (up, ul))
+    }
+
     fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = &grad.contiguous()?;
+        #[cfg(feature = "candle-cuda")]
+        if gate.device().is_cuda() {
+            return cuda::tensors::gated_backward(self.activation, [gate, up, grad]);
+        }
         by_dtype!(gate.dtype(), self.name(), T => backward::<T>(gate, up, grad, self.activation))
     }
 }

@@ -2,11 +2,14 @@
 
 use crate::{
     buffer::{by_dtype, element_type, elements, filled, read, stored},
+    cuda,
     dispatch::{Isa, dispatch},
     float::Float,
     linear::{Gradients, sum_partials},
-    par,
+    par, reference,
 };
+#[cfg(feature = "candle-cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
 
@@ -24,6 +27,9 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
             weight.dims(),
             bias.dims()
         );
+    }
+    if cuda::is_candles(x) {
+        return reference::layer_norm(x, weight, bias, eps);
     }
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
 }
@@ -59,8 +65,25 @@ impl CustomOp3 for LayerNorm {
         })
     }
 
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::tensors::layer_norm(self.eps, (x, x_layout), (weight, weight_layout), (bias, bias_layout))
+    }
+
     fn bwd(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let grad = &grad.contiguous()?;
+        #[cfg(feature = "candle-cuda")]
+        if x.device().is_cuda() {
+            return cuda::tensors::layer_norm_backward(self.eps, [x, weight, bias, grad]);
+        }
         by_dtype!(x.dtype(), self.name(), T => backward::<T>(x, weight, bias, self.eps, grad))
     }
 }

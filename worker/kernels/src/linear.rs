@@ -4,7 +4,7 @@ use crate::{
     buffer::{by_dtype, element_type, elements, filled, read, stored},
     dispatch::dispatch,
     float::Float,
-    par, product,
+    par, product, reference,
 };
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
@@ -12,6 +12,9 @@ use std::mem::MaybeUninit;
 /// `x·W + b`: `x` (…, inputs), `weight` (inputs, outputs) as in GPT-2's Conv1D, `bias` (outputs); gives (…, outputs).
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     check_shapes("linear", x, weight, bias)?;
+    if !x.device().is_cpu() {
+        return reference::linear(&x.contiguous()?, &weight.contiguous()?, bias);
+    }
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
 }
 

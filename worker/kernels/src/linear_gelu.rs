@@ -8,7 +8,7 @@ use crate::{
     dispatch::{Isa, dispatch},
     float::Float,
     linear::{Gradients, Size, backward_rows, check_shapes, forward, gradients},
-    product,
+    product, reference,
 };
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use std::{mem::MaybeUninit, sync::OnceLock};
@@ -16,6 +16,9 @@ use std::{mem::MaybeUninit, sync::OnceLock};
 /// `gelu(x·W + b)`: shapes as in [`linear`](crate::linear()).
 pub fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     check_shapes("linear_gelu", x, weight, bias)?;
+    if !x.device().is_cpu() {
+        return reference::linear_gelu(&x.contiguous()?, &weight.contiguous()?, bias);
+    }
     let slope = if x.track_op() || weight.track_op() || bias.track_op() {
         Slope::Kept(OnceLock::new())
     } else {

@@ -6,7 +6,7 @@ use crate::{
     buffer::{by_dtype, element_type, elements, filled, read, stored},
     dispatch::dispatch,
     linear::{Gradients, Size, check_shapes, column_sums, forward, plain_backward, sum_partials},
-    par,
+    par, reference,
 };
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
@@ -19,6 +19,9 @@ pub fn linear_residual(x: &Tensor, weight: &Tensor, bias: &Tensor, residual: &Te
         && residual.dims().iter().zip(x.dims()).rev().skip(1).all(|(r, x)| r == x);
     if !fits {
         candle_core::bail!("linear_residual: residual {:?} does not fit x {:?}", residual.dims(), x.dims());
+    }
+    if !x.device().is_cpu() {
+        return reference::linear_residual(&x.contiguous()?, &weight.contiguous()?, bias, residual);
     }
     let base = residual.contiguous()?.apply_op2(&bias.contiguous()?, BiasAdded)?;
     x.contiguous()?.apply_op3(&weight.contiguous()?, &base, ProductAdded)

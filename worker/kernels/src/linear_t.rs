@@ -1,5 +1,7 @@
 //! `x·Wᵀ` with weights as language models store them.
 
+#[cfg(feature = "candle-cuda")]
+use crate::cuda;
 use crate::{
     brain::{self, Factor},
     buffer::{brains, by_dtype, element_type, elements, read, stored},
@@ -21,6 +23,10 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 /// Shapes that do not fit; other types.
 pub fn linear_t(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     check("linear_t", x, weight, bias)?;
+    #[cfg(feature = "candle-cuda")]
+    if x.device().is_cuda() {
+        return cuda::tensors::linear_t(x, weight, bias, None);
+    }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
         None if x.dtype() == DType::BF16 => x.apply_op2_no_bwd(&weight, &LinearT(Third::None)),
@@ -49,6 +55,10 @@ pub fn linear_t_residual(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, res
             x.dims(),
             x.dtype()
         );
+    }
+    #[cfg(feature = "candle-cuda")]
+    if x.device().is_cuda() {
+        return cuda::tensors::linear_t(x, weight, bias, Some(residual));
     }
     let residual = residual.contiguous()?;
     let base = match bias {

@@ -4,6 +4,7 @@ use crate::{
     buffer::{by_dtype, element_type, elements, read, stored},
     dispatch::{Isa, Plain},
     float::Float,
+    reference,
 };
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
 
@@ -11,6 +12,9 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDTyp
 pub fn mse_at(pred: &Tensor, target: &Tensor) -> Result<Tensor> {
     if pred.dims() != target.dims() || pred.elem_count() == 0 {
         candle_core::bail!("mse_at: pred {:?} and target {:?} must be alike and not empty", pred.dims(), target.dims());
+    }
+    if !pred.device().is_cpu() {
+        return reference::mse_at(pred, &target.detach());
     }
     pred.contiguous()?.apply_op2(&target.detach().contiguous()?, MeanSquaredError)
 }

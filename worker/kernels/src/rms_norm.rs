@@ -4,14 +4,17 @@ use crate::{
     buffer::{
         Rows, by_dtype, element_type, elements, filled, in_rows, read, read_rows, rows, stored, stored_brains, unread,
     },
+    cuda,
     dispatch::{Isa, dispatch},
     float::Float,
     linear::sum_partials,
-    par,
+    par, reference,
     rounded::without_gradient,
     rounding::round_brains,
     weight::Brain,
 };
+#[cfg(feature = "candle-cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
 
@@ -25,7 +28,11 @@ const ROWS: usize = 32;
 /// Shapes that do not fit; types other than f32 and f64.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check(x, weight)?;
-    in_rows(x, 1)?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
+    if cuda::is_candles(x) {
+        return reference::rms_norm(x, weight, eps);
+    }
+    let x = if x.device().is_cpu() { in_rows(x, 1)? } else { x.contiguous()? };
+    x.apply_op2(&weight.contiguous()?, RmsNorm { eps })
 }
 
 /// The same in bf16, rounded when it is computed: of f32 only, without a gradient.
@@ -103,8 +110,23 @@ impl CustomOp2 for RmsNorm {
         })
     }
 
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        weight: &CudaStorage,
+        wl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::tensors::rms_norm(self.eps, (x, xl), (weight, wl))
+    }
+
     fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = &grad.contiguous()?;
+        #[cfg(feature = "candle-cuda")]
+        if x.device().is_cuda() {
+            return cuda::tensors::rms_norm_backward(self.eps, [x, weight, grad]);
+        }
         by_dtype!(x.dtype(), self.name(), T => backward::<T>(x, weight, self.eps, grad))
     }
 }

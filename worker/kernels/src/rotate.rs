@@ -3,10 +3,13 @@
 use crate::{
     Rotary,
     buffer::{Rows, by_dtype, element_type, filled, in_rows, read, read_rows, rows, stored},
+    cuda,
     dispatch::dispatch,
     float::Float,
-    par,
+    par, reference,
 };
+#[cfg(feature = "candle-cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use std::mem::MaybeUninit;
 
@@ -34,7 +37,11 @@ pub fn rotate(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
         let types = [x, cos, sin].map(Tensor::dtype);
         candle_core::bail!("rotate: x, cosine and sine must be of one type, not {types:?}");
     }
-    in_rows(x, 2)?.apply_op1(Rotate { cos: cos.detach().contiguous()?, sin: sin.detach().contiguous()? })
+    if cuda::is_candles(x) {
+        return reference::rotate(x, rotary);
+    }
+    let x = if x.device().is_cpu() { in_rows(x, 2)? } else { x.contiguous()? };
+    x.apply_op1(Rotate { cos: cos.detach().contiguous()?, sin: sin.detach().contiguous()? })
 }
 
 struct Rotate {
@@ -54,7 +61,16 @@ impl CustomOp1 for Rotate {
         })
     }
 
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::tensors::rotate((x, layout), [&self.cos, &self.sin])
+    }
+
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "candle-cuda")]
+        if x.device().is_cuda() {
+            return cuda::tensors::rotate_back(&grad.contiguous()?, [&self.cos, &self.sin]).map(Some);
+        }
         let (dim, shape, grad) = (x.dim(2)?, x.shape(), in_rows(grad, 2)?);
         by_dtype!(x.dtype(), self.name(), T => {
             read_rows!(grad: T, 2);

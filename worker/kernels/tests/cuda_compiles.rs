@@ -2,6 +2,8 @@
 //! which needs no GPU; and the PTX that is part of the program is theirs.
 //!
 //! `make ptx` (with `UPDATE_PTX=1`, this test) writes `worker/kernels/ptx`.
+// There NVRTC is what the program was linked with, and is not looked for.
+#![cfg(not(feature = "candle-cuda"))]
 
 use cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
 use std::{

@@ -1,5 +1,5 @@
-//! Jobs on a GPU: training of synthetic models, their task decodability and their patching in its memory, everything else on
-//! the CPU.
+//! Jobs on a GPU: training of synthetic models, their task decodability and their patching in its memory; passes of language
+//! models, in a build with the feature `candle-cuda`, on all GPUs that [`Models`] were given; everything else on the CPU.
 
 use crate::{Member, Models};
 

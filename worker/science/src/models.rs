@@ -19,12 +19,20 @@ use taskvec_model::{
 /// The models of one process.
 #[derive(Default)]
 pub struct Models {
+    /// The GPUs that hold them, by number; what these have no room for is on the CPU.
+    gpus: Vec<usize>,
     last: Mutex<Option<(Key, Arc<Reader>)>>,
 }
 
 type Key = (Digest, FloatType);
 
 impl Models {
+    /// Models on these GPUs, as many blocks on each as it has room for. In a build without the feature `candle-cuda`, on the
+    /// CPU all the same.
+    pub fn on_gpus(gpus: Vec<usize>) -> Self {
+        Self { gpus, last: Mutex::default() }
+    }
+
     /// The model that `spec` means, from memory or from its files. Only one is loaded at a time.
     ///
     /// # Errors
@@ -40,10 +48,25 @@ impl Models {
         // Before the next one is read, so that memory need not hold both.
         *last = None;
         let tokenizer = tokenizer(&files)?;
-        let model = files.load(load::dtype(spec.dtype), &[less(Room::cpu(), beside(files.config()))])?;
+        let beside = beside(files.config());
+        let rooms: Vec<Room> = self.rooms()?.into_iter().map(|room| less(room, beside)).collect();
+        let model = files.load(load::dtype(spec.dtype), &rooms)?;
         let reader = Arc::new(Reader { model, tokenizer });
         *last = Some((key, Arc::clone(&reader)));
         Ok(reader)
+    }
+
+    #[cfg(feature = "candle-cuda")]
+    fn rooms(&self) -> Result<Vec<Room>, ScienceError> {
+        let gpus = self.gpus.iter().map(|gpu| Room::gpu(*gpu)).collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(gpus.into_iter().chain([Room::cpu()]).collect())
+    }
+
+    #[cfg(not(feature = "candle-cuda"))]
+    fn rooms(&self) -> Result<Vec<Room>, ScienceError> {
+        // None of them can hold a tensor of candle's.
+        let _ = &self.gpus;
+        Ok(vec![Room::cpu()])
     }
 }
 

@@ -1,11 +1,13 @@
-// A stand-in for libcuda and libcublasLt that executes on the CPU, so that a machine without a GPU can test how
-// ours calls them: one library under two names (see driver.sh), with the functions that ours uses and no others.
+// A stand-in for NVIDIA's libraries that executes on the CPU, so that a machine without a GPU can test how ours and candle
+// call them: one library under all names (see driver.sh), with the functions that these use and no others. Of GPUs there are
+// two, which have their memory in common.
 //
 // Memory of the device is memory of the host, filled with ones: NaN. Nothing is asynchronous, but what is captured is
 // recorded, and done when the graph is launched. What the real libraries forbid or leave undefined is an error here: a
 // synchronisation, copy or allocation during a capture, matrices that do not fit each other, an attribute of another
 // size, an algorithm or a workspace that was not asked for. A function is found by its name in the PTX, and is what g++
 // makes of its source.
+#include "candle.h"
 #include "cuda_emulation.h"
 #include "product.h"
 
@@ -50,8 +52,19 @@ Binder binder(void (*kernel)(T...)) {
     return [=](void** arguments) { return bound(kernel, arguments, std::index_sequence_for<T...>{}); };
 }
 
-#define KERNEL(name) {#name, binder(name)},
-static std::map<std::string, Binder> kernels = {KERNELS};
+// A kernel: of ours, which every thread of a launch executes, or of candle, executed once for all of them.
+struct Function {
+    Binder binder;
+    bool whole;
+};
+
+static std::map<std::string, Function> all_kernels() {
+#define KERNEL(name) {#name, {binder(name), false}},
+    std::map<std::string, Function> all = {KERNELS};
+    candle::list([&](const std::string& name, auto kernel) { all[name] = {binder(+kernel), true}; });
+    return all;
+}
+static std::map<std::string, Function> kernels = all_kernels();
 
 extern "C" {
 
@@ -61,7 +74,7 @@ int cuGetExportTable(const void** out, const void*) { return *out = nullptr, NOT
 int cuGetErrorName(int, const char** out) { return *out = "STAND_IN", SUCCESS; }
 int cuGetErrorString(int, const char** out) { return *out = "the stand-in refuses", SUCCESS; }
 
-int cuDeviceGet(int* out, int ordinal) { return *out = ordinal, ordinal == 0 ? SUCCESS : NO_DEVICE; }
+int cuDeviceGet(int* out, int ordinal) { return *out = ordinal, ordinal < 2 ? SUCCESS : NO_DEVICE; }
 int cuDeviceGetAttribute(int* out, int attribute, int) {
     // Compute capability 9.0, and shared memory of a block as it has it.
     static const std::map<int, int> known = {{75, 9}, {76, 0}, {97, 232448}};
@@ -72,12 +85,22 @@ int cuDevicePrimaryCtxRetain(void** out, int) { return *out = &machine, SUCCESS;
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxGetCurrent(void** out) { return *out = &machine, SUCCESS; }
 int cuCtxSetCurrent(void*) { return SUCCESS; }
+int cuCtxSynchronize() {
+    return now("a synchronisation", [] {});
+}
 
 int cuStreamCreate(void** out, unsigned) { return *out = &captured, SUCCESS; }
 int cuStreamDestroy_v2(void*) { return SUCCESS; }
 int cuStreamSynchronize(void*) {
     return now("a synchronisation", [] {});
 }
+
+// Everything is done when it is asked for, so that nobody has to wait.
+int cuEventCreate(void** out, unsigned) { return *out = &captured, SUCCESS; }
+int cuEventDestroy_v2(void*) { return SUCCESS; }
+int cuEventRecord(void*, void*) { return SUCCESS; }
+int cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
+int cuStreamIsCapturing(void*, int* out) { return *out = captured != nullptr, SUCCESS; }
 
 int cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = size_t(1) << 30, SUCCESS; }
 
@@ -100,11 +123,22 @@ int cuMemcpyDtoHAsync_v2(void* to, unsigned long long from, size_t bytes, void*)
     return now("a copy", [=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); });
 }
 
+int cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void*) {
+    return submit([=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
+}
+
+int cuMemcpyPeerAsync(unsigned long long to, void*, unsigned long long from, void*, size_t bytes, void* stream) {
+    return cuMemcpyDtoDAsync_v2(to, from, bytes, stream);
+}
+
 int cuModuleLoadData(void** out, const void* text) { return *out = strdup(static_cast<const char*>(text)), SUCCESS; }
 int cuModuleUnload(void* module) { return std::free(module), SUCCESS; }
 int cuModuleGetFunction(void** out, void* module, const char* name) {
     auto found = kernels.find(name);
-    if (found == kernels.end() || !std::strstr(static_cast<char*>(module), name)) return NOT_FOUND;
+    if (found == kernels.end() || !std::strstr(static_cast<char*>(module), name)) {
+        std::fprintf(stderr, "the stand-in has no kernel `%s`\n", name);
+        return NOT_FOUND;
+    }
     return *out = &found->second, SUCCESS;
 }
 int cuFuncGetAttribute(int* out, int, void*) { return *out = 1024, SUCCESS; }
@@ -113,8 +147,13 @@ int cuLaunchKernel(
     void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned, unsigned bytes, void*,
     void** arguments, void**
 ) {
-    Job kernel = (*static_cast<Binder*>(function))(arguments);
-    return submit([=] { emulation::launch(kernel, {x, y, z}, threads, bytes, 0); });
+    const Function& of = *static_cast<Function*>(function);
+    Job kernel = of.binder(arguments);
+    if (!of.whole) return submit([=] { emulation::launch(kernel, {x, y, z}, threads, bytes, 0); });
+    return submit([=] {
+        gridDim = {x, y, z};
+        kernel();
+    });
 }
 
 int cuStreamBeginCapture_v2(void*, int) {
@@ -271,4 +310,60 @@ int cublasLtMatmul(
     if (!good || chosen(of, a, b, out, &choice) != SUCCESS || bytes != choice.workspace) return REFUSED;
     return submit([=, of = *of, a = *a, b = *b, out = *out] { multiply_columns(of, a, b, out, x, y, to); });
 }
+}
+
+// cuBLAS, as candle calls it: factors of one type, sums and alpha in f32 (in f64 for f64), beta zero.
+constexpr int TYPE_F32 = 0, TYPE_BF16 = 14;
+
+extern "C" {
+
+int cublasCreate_v2(void** out) { return *out = &machine, SUCCESS; }
+int cublasDestroy_v2(void*) { return SUCCESS; }
+int cublasSetStream_v2(void*, void*) { return SUCCESS; }
+int cublasGemmStridedBatchedEx(
+    void*, int of_a, int of_b, int m, int n, int k, const float* alpha, const void* a, int type_a, int lda, long long to_a,
+    const void* b, int type_b, int ldb, long long to_b, const float* beta, void* c, int type_c, int ldc, long long to_c,
+    int batch, int compute, int
+) {
+    if (type_a != type_b || *beta != 0.0f || compute != F32) return REFUSED;
+    return submit([=, factor = *alpha] {
+        for (long long i = 0; i < batch; i++) {
+            auto by = [&]<class T, class Out>(const T* a, const T* b, Out* c) {
+                candle::multiply(of_a, of_b, m, n, k, a + i * to_a, lda, b + i * to_b, ldb, c + i * to_c, ldc, factor);
+            };
+            using candle::Brain;
+            if (type_a == TYPE_F32 && type_c == TYPE_F32) {
+                by(static_cast<const float*>(a), static_cast<const float*>(b), static_cast<float*>(c));
+            } else if (type_a == TYPE_BF16 && type_c == TYPE_F32) {
+                by(static_cast<const Brain*>(a), static_cast<const Brain*>(b), static_cast<float*>(c));
+            } else {
+                emulation::fail("a product of types that it does not know");
+            }
+        }
+    });
+}
+int cublasGemmEx(
+    void* handle, int of_a, int of_b, int m, int n, int k, const float* alpha, const void* a, int type_a, int lda,
+    const void* b, int type_b, int ldb, const float* beta, void* c, int type_c, int ldc, int compute, int how
+) {
+    return cublasGemmStridedBatchedEx(
+        handle, of_a, of_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0, 1, compute, how
+    );
+}
+int cublasDgemmStridedBatched(
+    void*, int of_a, int of_b, int m, int n, int k, const double* alpha, const double* a, int lda, long long to_a,
+    const double* b, int ldb, long long to_b, const double* beta, double* c, int ldc, long long to_c, int batch
+) {
+    if (*beta != 0.0) return REFUSED;
+    return submit([=, factor = *alpha] {
+        for (long long i = 0; i < batch; i++) {
+            candle::multiply(of_a, of_b, m, n, k, a + i * to_a, lda, b + i * to_b, ldb, c + i * to_c, ldc, factor);
+        }
+    });
+}
+
+int curandCreateGenerator(void** out, int) { return *out = &machine, SUCCESS; }
+int curandDestroyGenerator(void*) { return SUCCESS; }
+int curandSetPseudoRandomGeneratorSeed(void*, unsigned long long) { return SUCCESS; }
+int curandSetStream(void*, void*) { return SUCCESS; }
 }

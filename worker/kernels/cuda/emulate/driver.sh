@@ -8,8 +8,8 @@ cd "$(dirname "$0")"
     for source in ../*.cu; do echo "#include \"$(basename "$source")\""; done
     echo "#define KERNELS $(sed -n 's/^extern "C" __global__ void \([a-z0-9_]*\)(.*/KERNEL(\1)/p' ../*.cu | tr '\n' ' ')"
 } >"$folder/kernels.h"
-g++ -std=c++17 -O2 -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wextra -Werror \
+g++ -std=c++20 -O2 -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wextra -Werror \
     -I "$folder" -I .. -I . driver.cpp -o "$folder/libcuda.so.1"
 # One library under all names: what is captured knows of products.
-ln -sf libcuda.so.1 "$folder/libcublasLt.so.13"
+for name in libcublasLt.so.13 libcublas.so.13 libcurand.so.10; do ln -sf libcuda.so.1 "$folder/$name"; done
 echo "$folder"

@@ -111,6 +111,19 @@ impl Place {
     }
 }
 
+impl Place {
+    /// What lies at a place of the device's memory.
+    #[cfg(feature = "candle-cuda")]
+    pub(super) fn at(pointer: CUdeviceptr, bytes: usize) -> Self {
+        Self { pointer, bytes }
+    }
+
+    #[cfg(feature = "candle-cuda")]
+    pub(super) fn pointer(self) -> CUdeviceptr {
+        self.pointer
+    }
+}
+
 impl Bytes for Place {
     fn bytes(&self) -> usize {
         self.bytes
@@ -123,17 +136,23 @@ impl Device {
     /// # Errors
     /// No driver, no such GPU.
     pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
-        // Asked first, since the loader panics.
-        // SAFETY: asks whether the library can be loaded.
-        if !unsafe { sys::is_culib_present() } {
+        if !there_is_a_driver() {
             return Err(DeviceError::NoDriver);
         }
         let context = CudaContext::new(ordinal)?;
         // SAFETY: there is one stream, on which everything happens in order. (Waiting for events would break captures.)
         unsafe { context.disable_event_tracking() };
+        Self::on(context.new_stream()?)
+    }
+
+    /// The same GPU that a stream is of, which everything is then launched on.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(super) fn on(stream: Arc<CudaStream>) -> Result<Self, DeviceError> {
+        let context = stream.context().clone();
         let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared = context.attribute(optin)? as usize;
-        let stream = context.new_stream()?;
         let mut device = Self { context, stream, modules: Vec::new(), functions: BTreeMap::new(), shared };
         device.load()?;
         Ok(device)
@@ -182,6 +201,12 @@ impl Device {
             result::function::set_function_attribute(function, limit, self.shared as i32 - fixed)?;
         }
         Ok(function)
+    }
+
+    /// What everything is launched on.
+    #[cfg(feature = "candle-cuda")]
+    pub(super) fn stream(&self) -> &CudaStream {
+        &self.stream
     }
 
     /// A buffer of zeros.
@@ -257,6 +282,27 @@ impl Device {
         Ok(())
     }
 }
+
+/// Can the driver be loaded? Asked first, since the loader panics.
+#[cfg(not(feature = "candle-cuda"))]
+fn there_is_a_driver() -> bool {
+    // SAFETY: asks whether the library can be loaded.
+    unsafe { sys::is_culib_present() }
+}
+
+/// The program would not have started without it.
+#[cfg(feature = "candle-cuda")]
+fn there_is_a_driver() -> bool {
+    true
+}
+
+// SAFETY: handles of the driver belong to a context and may be used by any thread that makes it current, as everything
+// here does first.
+#[cfg(feature = "candle-cuda")]
+unsafe impl Send for Device {}
+// SAFETY: the same; nothing here changes but when it is made and dropped.
+#[cfg(feature = "candle-cuda")]
+unsafe impl Sync for Device {}
 
 impl Drop for Device {
     fn drop(&mut self) {

@@ -28,7 +28,20 @@ mod product;
 pub mod program;
 pub mod rounding;
 mod sources;
+#[cfg(feature = "candle-cuda")]
+pub mod tensors;
 pub mod training;
+
+/// Is a tensor on a GPU, but of a type that our kernels for tensors there do not take? Then the plain version computes with it.
+#[cfg(feature = "candle-cuda")]
+pub(crate) fn is_candles(x: &candle_core::Tensor) -> bool {
+    x.device().is_cuda() && !tensors::takes(x)
+}
+
+#[cfg(not(feature = "candle-cuda"))]
+pub(crate) fn is_candles(_: &candle_core::Tensor) -> bool {
+    false
+}
 
 pub use call::{Argument, Bytes, Call};
 pub use product::{Extent, Operand, Product};

@@ -1,7 +1,7 @@
 //! The operations of language models as cases.
 
 use super::{Case, case, tensor};
-use candle_core::{DType, Result};
+use candle_core::{DType, Result, Tensor};
 use taskvec_kernels as fast;
 use taskvec_kernels::{Activation, Attend, Rotary, Span, reference};
 
@@ -65,12 +65,18 @@ pub fn angles(tokens: usize, pairs: usize, dtype: DType) -> Result<Rotary> {
     Ok(Rotary { cos: tensor(50, &[tokens, pairs], dtype)?, sin: tensor(51, &[tokens, pairs], dtype)? })
 }
 
+/// The same where `x` is and of its type.
+fn angles_of(x: &Tensor, pairs: usize) -> Result<Rotary> {
+    let Rotary { cos, sin } = angles(x.dim(0)?, pairs, x.dtype())?;
+    Ok(Rotary { cos: cos.to_device(x.device())?, sin: sin.to_device(x.device())? })
+}
+
 pub fn rotate(tokens: usize, heads: usize, dim: usize, pairs: usize) -> Case {
     case(
         format!("rotate {tokens} tokens, {heads} heads, {pairs} pairs of {dim}"),
         vec![vec![tokens, heads, dim]],
-        move |a| fast::rotate(&a[0], &angles(tokens, pairs, a[0].dtype())?),
-        move |a| reference::rotate(&a[0], &angles(tokens, pairs, a[0].dtype())?),
+        move |a| fast::rotate(&a[0], &angles_of(&a[0], pairs)?),
+        move |a| reference::rotate(&a[0], &angles_of(&a[0], pairs)?),
     )
 }
 

@@ -150,7 +150,7 @@ pub fn outcome(
 ) -> Result<(Tensor, Vec<Tensor>)> {
     let args = vars.iter().map(arrange).collect::<Result<Vec<_>>>()?;
     let out = op(&args)?;
-    let weights = tensor(99, out.dims(), out.dtype())?;
+    let weights = tensor(99, out.dims(), out.dtype())?.to_device(out.device())?;
     let grads = (&out * weights)?.sum_all()?.backward()?;
     let grads = vars[..case.tracked]
         .iter()

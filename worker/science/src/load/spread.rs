@@ -6,6 +6,8 @@
 use super::LoadError;
 use candle_core::{Device, DeviceLocation};
 use std::path::Path;
+#[cfg(feature = "candle-cuda")]
+use taskvec_kernels::cuda::tensors;
 
 /// Memory, in bytes, that the parts of a model take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +39,16 @@ impl Room {
     pub fn cpu() -> Self {
         let told = std::fs::read_to_string("/proc/meminfo").ok();
         Self { device: Device::Cpu, bytes: told.as_deref().and_then(available).unwrap_or(u64::MAX) }
+    }
+
+    /// The memory of GPU number `ordinal` that is free now.
+    ///
+    /// # Errors
+    /// No driver, no such GPU.
+    #[cfg(feature = "candle-cuda")]
+    pub fn gpu(ordinal: usize) -> candle_core::Result<Self> {
+        let device = tensors::device(ordinal)?;
+        Ok(Self { bytes: tensors::free_bytes(&device)?, device })
     }
 }
 

@@ -10,7 +10,8 @@ use candle_core::{Device, Result, Tensor, Var};
 use std::sync::Arc;
 use taskvec_model::spec::LoraSpec;
 
-/// Low-rank adapters of some of a model's linear maps.
+/// Low-rank adapters of some of a model's linear maps. They are on the CPU, as what trains them is, and are brought to where
+/// the maps are when they are attached.
 #[derive(Clone, Debug)]
 pub struct Adapters {
     modules: Vec<Module>,
@@ -40,8 +41,8 @@ impl Adapters {
     pub fn fresh(model: &LanguageModel, spec: &LoraSpec, seed: u64) -> std::result::Result<Self, ScienceError> {
         let dtype = wide(model.dtype());
         let make = |name: &str, shape: [usize; 2]| match is_b(name) {
-            true => Tensor::zeros(&shape, dtype, model.device()),
-            false => initial_a(name, shape, seed)?.to_dtype(dtype)?.to_device(model.device()),
+            true => Tensor::zeros(&shape, dtype, &Device::Cpu),
+            false => initial_a(name, shape, seed)?.to_dtype(dtype),
         };
         Ok(Self::build(selected(model, spec)?, Form::of(spec), make)?)
     }

@@ -14,7 +14,7 @@ use crate::{
     model::language::LanguageModel,
     optim::Moments,
 };
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::{io::Write, path::Path};
 use taskvec_model::{
@@ -137,7 +137,7 @@ fn parse(bytes: &[u8], purpose: Purpose, model: &LanguageModel, digest: Digest) 
     }
     let lora = &header.run.lora;
     let modules = selected(model, lora).map_err(|e| e.to_string())?;
-    let device = model.device();
+    let device = &Device::Cpu;
     let adapters = Adapters::build(modules, Form::of(lora), |name, shape| contents.take(name, &shape, device))?;
     let mut moments = Vec::new();
     if purpose == Purpose::Resume {

@@ -139,8 +139,7 @@ fn fitted(mut tensors: BTreeMap<String, Tensor>, form: Form, model: &LanguageMod
         if tensor.dims() != shape {
             return Err(format!("has `{name}` as {:?} where {shape:?} is wanted", tensor.dims()));
         }
-        let held = tensor.to_dtype(crate::model::language::wide(model.dtype()));
-        held.and_then(|t| t.to_device(model.device())).map_err(|e| format!("`{name}`: {e}"))
+        tensor.to_dtype(crate::model::language::wide(model.dtype())).map_err(|e| format!("`{name}`: {e}"))
     })?;
     match tensors.keys().next() {
         Some(name) => Err(format!("has `{name}`, for which the model has no place")),
