@@ -63,10 +63,10 @@ impl Course {
         self.analysed.binary_search(&step).is_ok()
     }
 
-    /// Updates from `step` to the next one after which a row or a checkpoint is kept; at least 1.
-    pub fn updates_to_next_event(&self, step: u64) -> u64 {
-        let next = (step + 1..self.to).find(|step| self.logs(*step) || self.analyses(*step));
-        next.unwrap_or(self.to).saturating_sub(step).max(1)
+    /// Updates from `step` to the next one after which a checkpoint is kept; at least 1.
+    pub fn updates_to_next_checkpoint(&self, step: u64) -> u64 {
+        let next = self.analysed.iter().copied().find(|analysed| *analysed > step);
+        next.map_or(self.to, |next| next.min(self.to)).saturating_sub(step).max(1)
     }
 }
 
@@ -86,22 +86,34 @@ impl Voyage {
         Ok(Self { course, clock: Clock::start(training.step()) })
     }
 
-    /// What is due after an update before which the loss was `loss`; the sink learns of the progress and says whether to stop.
-    /// Several updates may have been made since the last call, as long as [`Course::updates_to_next_event`] is kept.
-    pub fn look(&mut self, loss: f64, training: &dyn State, sink: &mut dyn Sink) -> Due {
+    /// The rows of updates that were made since the last call, before each of which the loss was one of `losses`, where
+    /// they are to be kept. Their speed is that of all of these updates.
+    pub fn rows(&mut self, losses: &[f64], training: &dyn State) -> Vec<TrainLoss> {
+        let step = training.step();
+        let first = step + 1 - losses.len() as u64;
+        let logged: Vec<_> = (first..).zip(losses).filter(|(step, _)| self.course.logs(*step)).collect();
+        if logged.is_empty() {
+            return Vec::new();
+        }
+        let sequences_per_second = self.clock.since_last_row(step) * f64::from(self.course.batch);
+        let row =
+            |(step, &loss)| TrainLoss { step, loss, learning_rate: training.learning_rate(step), sequences_per_second };
+        logged.into_iter().map(row).collect()
+    }
+
+    /// What is due after updates before which the losses were these, one at least; the sink learns of the progress and says
+    /// whether to stop. As many may have been made since the last call as [`Course::updates_to_next_checkpoint`] said.
+    pub fn look(&mut self, losses: &[f64], training: &dyn State, sink: &mut dyn Sink) -> Due {
+        let rows = self.rows(losses, training);
         let (course, step) = (&self.course, training.step());
-        let row = course.logs(step).then(|| {
-            let sequences_per_second = self.clock.since_last_row(step) * f64::from(course.batch);
-            TrainLoss { step, loss, learning_rate: training.learning_rate(step), sequences_per_second }
-        });
         let per_second = self.clock.since_start(step);
-        let progress = Progress { done: step, total: course.steps, per_second, loss: Some(loss) };
+        let progress = Progress { done: step, total: course.steps, per_second, loss: losses.last().copied() };
         let then = match sink.progress(progress) {
             _ if step >= course.to => Then::Finish,
             Control::Stop => Then::Stop,
             Control::Continue => Then::GoOn,
         };
-        Due { row, weights: course.analyses(step), then }
+        Due { rows, weights: course.analyses(step), then }
     }
 }
 
@@ -109,7 +121,7 @@ impl Voyage {
 ///
 /// A decision apart from what comes of it, since writing checkpoints takes time in which a device can make the next updates.
 pub(crate) struct Due {
-    row: Option<TrainLoss>,
+    rows: Vec<TrainLoss>,
     weights: bool,
     then: Then,
 }
@@ -140,9 +152,7 @@ impl Due {
     /// # Errors
     /// Whatever the sink returns.
     pub fn settle(self, training: &dyn State, sink: &mut dyn Sink) -> Result<Option<Executed>, ScienceError> {
-        if let Some(row) = self.row {
-            sink.train_loss(row);
-        }
+        self.rows.into_iter().for_each(|row| sink.train_loss(row));
         if self.weights {
             training.save(Purpose::Weights, sink)?;
         }
@@ -165,7 +175,7 @@ pub(crate) fn run(course: Course, training: &mut dyn Training, sink: &mut dyn Si
     let mut voyage = Voyage::begin(course, &*training, sink)?;
     loop {
         let loss = training.advance()?;
-        let due = voyage.look(loss, &*training, sink);
+        let due = voyage.look(&[loss], &*training, sink);
         if let Some(executed) = due.settle(&*training, sink)? {
             return Ok(executed);
         }

@@ -100,15 +100,23 @@ trait Crew {
     /// wait; where it fails, [`Self::finish`] says so.
     fn begin(&mut self, updates: u64);
 
-    /// Ends the stride that was begun: waits for its updates, and gives of each run the loss before the last of them. A run
-    /// that fails is not touched any more.
-    fn finish(&mut self) -> Vec<Result<f64, ScienceError>>;
+    /// Ends the stride that was begun: waits for its updates, and says of each run what they gave. A run that fails is not
+    /// touched any more.
+    fn finish(&mut self) -> Vec<Made>;
 
     /// A run by its place: as it was before the stride where one is under way, and then to be saved only if remembered.
     fn state(&self, place: usize) -> Box<dyn State + '_>;
 
     /// Takes a run out, also of a stride that is under way; those after it move up.
     fn remove(&mut self, place: usize);
+}
+
+/// What a stride gave of one run.
+struct Made {
+    /// Before each update that was made.
+    losses: Vec<f64>,
+    /// Why the next one was not.
+    failed: Option<ScienceError>,
 }
 
 fn side_by_side(starts: Vec<(Segment<'_>, Start)>) -> Result<Box<dyn Crew + '_>, ScienceError> {
@@ -144,14 +152,20 @@ impl Crew for SideBySide<'_> {
         self.begun = updates;
     }
 
-    fn finish(&mut self) -> Vec<Result<f64, ScienceError>> {
+    fn finish(&mut self) -> Vec<Made> {
         let updates = std::mem::take(&mut self.begun);
         let some = |trainer: &mut Trainer<'_>| {
-            let mut loss = f64::NAN;
+            let mut made = Made { losses: Vec::with_capacity(updates as usize), failed: None };
             for _ in 0..updates {
-                loss = trainer.advance()?;
+                match trainer.advance() {
+                    Ok(loss) => made.losses.push(loss),
+                    Err(error) => {
+                        made.failed = Some(error);
+                        break;
+                    }
+                }
             }
-            Ok(loss)
+            made
         };
         self.trainers.par_iter_mut().with_max_len(1).map(some).collect()
     }
@@ -169,6 +183,19 @@ impl Crew for SideBySide<'_> {
 struct Aboard {
     voyage: Voyage,
     sink: Box<dyn MemberSink>,
+}
+
+impl Aboard {
+    /// What is due of a run after a stride; of one that failed, the rows before that, and then no more.
+    fn look(&mut self, made: Made, state: &dyn State) -> Result<Due, ScienceError> {
+        match made.failed {
+            None => Ok(self.voyage.look(&made.losses, state, &mut *self.sink)),
+            Some(error) => {
+                self.voyage.rows(&made.losses, state).into_iter().for_each(|row| self.sink.train_loss(row));
+                Err(error)
+            }
+        }
+    }
 }
 
 /// How a crew is made of runs that are where they start.
@@ -205,11 +232,9 @@ fn sail(crew: &mut dyn Crew, courses: Vec<(Course, Box<dyn MemberSink>)>) {
     let mut aboard = embarked(crew, courses);
     set_off(crew, aboard.iter().enumerate());
     while !aboard.is_empty() {
-        let losses = crew.finish();
-        let look = |(place, (loss, run)): (usize, (Result<f64, ScienceError>, &mut Aboard))| {
-            Ok(run.voyage.look(loss?, &*crew.state(place), &mut *run.sink))
-        };
-        let mut due: Vec<_> = losses.into_iter().zip(&mut aboard).enumerate().map(look).collect();
+        let made = crew.finish();
+        let look = |(place, (made, run)): (usize, (Made, &mut Aboard))| run.look(made, &*crew.state(place));
+        let mut due: Vec<_> = made.into_iter().zip(&mut aboard).enumerate().map(look).collect();
         go_on(crew, &aboard, &mut due);
         // From the last, so that the places of those before stay.
         for (place, due) in due.into_iter().enumerate().rev() {
@@ -253,9 +278,10 @@ fn go_on(crew: &mut dyn Crew, aboard: &[Aboard], due: &mut [Result<Due, ScienceE
     set_off(crew, aboard.iter().enumerate().zip(due).filter(|(_, due)| goes_on(due)).map(|(run, _)| run));
 }
 
-/// Begins a stride to the next event of these runs, if there is any of them.
+/// Begins a stride to the next checkpoint of these runs, if there is any of them.
 fn set_off<'r>(crew: &mut dyn Crew, runs: impl Iterator<Item = (usize, &'r Aboard)>) {
-    let to_next = |(place, run): (usize, &Aboard)| run.voyage.course.updates_to_next_event(crew.state(place).step());
+    let to_next =
+        |(place, run): (usize, &Aboard)| run.voyage.course.updates_to_next_checkpoint(crew.state(place).step());
     if let Some(next) = runs.map(to_next).min() {
         crew.begin(next.min(crew.stride()));
     }

@@ -1,12 +1,12 @@
 //! Runs of one shape in the memory of a machine: see [`crate::engine::stacked`].
 
-use super::{Crew, Muster};
+use super::{Crew, Made, Muster};
 use crate::{
     ScienceError, Sink,
     course::State,
     engine::{
         factors,
-        stacked::{Advanced, Run, Snapshot, StackedEngine, StackedError, Together},
+        stacked::{Advanced, Diverged, Run, Snapshot, StackedEngine, StackedError, Together},
     },
     optim,
     train::{Segment, Start},
@@ -72,16 +72,17 @@ struct Aboard<'a> {
 }
 
 impl Aboard<'_> {
-    fn outcome(&mut self, advanced: &Advanced) -> Result<f64, ScienceError> {
+    fn made(&mut self, advanced: &Advanced) -> Made {
         self.step += advanced.rows.len() as u64;
         // In the precision of the model.
-        self.last_loss = advanced.rows.last().map(|row| f64::from(row.loss as f32)).or(self.last_loss);
-        match (advanced.diverged, self.last_loss) {
-            (Some(diverged), last_loss) => {
-                Err(ScienceError::Diverged { step: diverged.step, what: diverged.what, last_loss })
-            }
-            (None, loss) => Ok(loss.unwrap_or(f64::NAN)),
-        }
+        let losses: Vec<f64> = advanced.rows.iter().map(|row| f64::from(row.loss as f32)).collect();
+        self.last_loss = losses.last().copied().or(self.last_loss);
+        let failed = advanced.diverged.map(|Diverged { step, what }| ScienceError::Diverged {
+            step,
+            what,
+            last_loss: self.last_loss,
+        });
+        Made { losses, failed }
     }
 }
 
@@ -104,14 +105,15 @@ impl<L: Loaded<Error: std::error::Error + Send + Sync + 'static>> Crew for OnMac
         self.begun = self.engine.begin(updates as usize, rate);
     }
 
-    fn finish(&mut self) -> Vec<Result<f64, ScienceError>> {
+    fn finish(&mut self) -> Vec<Made> {
         self.aboard.iter_mut().for_each(|run| run.remembered = None);
         let begun = std::mem::replace(&mut self.begun, Ok(()));
         match begun.and_then(|()| self.engine.finish()) {
-            Ok(advanced) => self.aboard.iter_mut().map(|run| run.outcome(&advanced[run.place])).collect(),
+            Ok(advanced) => self.aboard.iter_mut().map(|run| run.made(&advanced[run.place])).collect(),
             Err(error) => {
                 let why = error.to_string();
-                self.aboard.iter().map(|_| Err(ScienceError::Stack(why.clone()))).collect()
+                let failed = |_| Made { losses: Vec::new(), failed: Some(ScienceError::Stack(why.clone())) };
+                self.aboard.iter().map(failed).collect()
             }
         }
     }

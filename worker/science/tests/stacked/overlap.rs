@@ -20,7 +20,7 @@ use taskvec_model::{
 use taskvec_science::{
     Control, Executed, Inputs, Member, MemberSink, Models, ScienceError, Sink, WriteCheckpoint, checkpoint,
     engine::stacked::{Run, StackedEngine, StackedError, Together},
-    execute_stack_on,
+    execute, execute_stack_on,
     model::Transformer,
     optim,
 };
@@ -28,6 +28,7 @@ use taskvec_science::{
 on_machines!(
     checkpoints_are_stored_while_the_next_steps_are_made_and_hold_the_steps_before,
     nothing_is_begun_for_runs_that_have_ended,
+    rows_end_no_stride_and_none_is_lost,
     runs_are_not_read_while_steps_are_under_way,
 );
 
@@ -247,6 +248,35 @@ fn nothing_is_begun_for_runs_that_have_ended(machine: &impl Machine<Loaded: 'sta
     let after = events.iter().rev().take_while(|event| !matches!(event, Event::Stored(..))).collect::<Vec<_>>();
     assert!(after.iter().filter(|event| matches!(event, Event::Run(_))).count() >= 1, "{events:?}");
     assert!(with_steps(&events).last().is_some_and(|(steps, _)| *steps < end), "{events:?}");
+}
+
+/// The machine is asked from checkpoint to checkpoint, and each step's row is kept all the same, also those of a run that
+/// diverges on the way.
+fn rows_end_no_stride_and_none_is_lost(machine: &impl Machine<Loaded: 'static>) {
+    let each_step = |seed, learning_rate: Option<f64>| {
+        let mut work = job(seed, 3);
+        let JobWork::Train { train, .. } = &mut work else { unreachable!() };
+        train.log_every = 1;
+        if let Some(rate) = learning_rate {
+            (train.optimizer.learning_rate, train.warmup, train.decay) = (rate, 0, Decay::None);
+        }
+        work
+    };
+    let (good, wild) = (each_step(0, None), each_step(3, Some(20.0)));
+    let JobWork::Train { train, checkpoints, .. } = &good else { unreachable!() };
+    let analysed = checkpoints.analysis_steps(train.steps);
+    let strides: Vec<Event> = analysed.windows(2).map(|pair| Event::Run((pair[1] - pair[0]) as usize)).collect();
+    let (events, memories) = noted(machine, vec![(good.clone(), None, None), (wild.clone(), None, None)]);
+    let asked: Vec<Event> = events.into_iter().filter(|event| matches!(event, Event::Run(_))).collect();
+    assert_eq!(asked, strides);
+    let rows = |memory: &Memory| memory.losses.iter().map(|row| row.step).collect::<Vec<_>>();
+    assert_eq!(rows(&memories[0]), (1..=train.steps).collect::<Vec<_>>());
+    let mut cpu = Memory::default();
+    let failed = execute(&wild, &Inputs::default(), &Models::default(), &mut cpu).unwrap_err();
+    let ScienceError::Diverged { step, .. } = failed else { panic!("{failed}") };
+    assert!(step > 2 && step < train.steps && !analysed.contains(&(step - 1)), "it diverges within a stride: {step}");
+    assert_eq!(rows(&memories[1]), rows(&cpu));
+    assert_eq!(rows(&cpu), (1..step).collect::<Vec<_>>());
 }
 
 fn runs_are_not_read_while_steps_are_under_way(machine: &impl Machine<Loaded: 'static>) {
