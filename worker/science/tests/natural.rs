@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    path::Path,
 };
 use taskvec_model::{
     job::{LensPart, TdPart},
@@ -43,8 +44,17 @@ fn characters() -> Tokenizer {
 }
 
 fn reader() -> Reader {
-    let model = Files::find(language::folder("llama").to_str().unwrap(), None).unwrap();
+    reader_of(&language::folder("llama"))
+}
+
+fn reader_of(folder: &Path) -> Reader {
+    let model = Files::find(folder.to_str().unwrap(), None).unwrap();
     Reader { model: model.load(DType::F32, &[Room::cpu()]).unwrap(), tokenizer: characters() }
+}
+
+/// One with attention, and one with states, whose rows share no beginnings.
+fn readers() -> [Reader; 2] {
+    [reader(), reader_of(&fixture("mamba2/two_groups"))]
 }
 
 fn data() -> NaturalSpec {
@@ -71,11 +81,14 @@ fn td() -> TdPart {
 
 #[test]
 fn decodability_is_that_of_states_taken_prompt_by_prompt() {
-    let reader = reader();
+    readers().iter().for_each(decodability_is_of_states);
+}
+
+fn decodability_is_of_states(reader: &Reader) {
     let (data, td) = (data(), td());
     let asked = measure::Asked { seed: 5, data: &data, shots: SHOTS, icl: None, td: Some(&td), lens: None };
-    let metrics = measure::run(&reader, asked, &mut Memory::default()).unwrap();
-    let prompts = prompts(&reader);
+    let metrics = measure::run(reader, asked, &mut Memory::default()).unwrap();
+    let prompts = prompts(reader);
     let labels: Vec<u32> = prompts.iter().map(|p| p.series.task as u32).collect();
     let layers = reader.model.config().layers;
     assert_eq!(metrics.td.len(), (layers + 1) * 2 * 3);
@@ -133,16 +146,19 @@ fn pairs_are_two_tasks_alone(
 
 #[test]
 fn the_lens_at_the_last_layer_is_the_model() {
-    let reader = reader();
+    readers().iter().for_each(the_lens_is_the_model);
+}
+
+fn the_lens_is_the_model(reader: &Reader) {
     let (data, layers) = (data(), reader.model.config().layers);
     let lens = LensPart { layers: Layers::All, samples_per_task: EACH };
     let asked = measure::Asked { seed: 5, data: &data, shots: SHOTS, icl: None, td: None, lens: Some(&lens) };
-    let metrics = measure::run(&reader, asked, &mut Memory::default()).unwrap();
+    let metrics = measure::run(reader, asked, &mut Memory::default()).unwrap();
     assert_eq!(metrics.lens.len(), (layers + 1) * 3);
     let last: Vec<_> = metrics.lens.iter().filter(|r| r.layer as usize == layers).collect();
     for (task, row) in last.iter().enumerate() {
         let (mut log_prob, mut rank) = (0.0, 0.0);
-        for prompt in prompts(&reader).iter().filter(|p| p.series.task == task) {
+        for prompt in prompts(reader).iter().filter(|p| p.series.task == task) {
             let batch = Batch::new([&prompt.tokens]).unwrap();
             let logits = reader.model.forward(&batch, None, None, Logits::Last).unwrap().unwrap();
             let logits = logits.squeeze(0).unwrap().to_dtype(DType::F64).unwrap();
@@ -160,11 +176,14 @@ fn the_lens_at_the_last_layer_is_the_model() {
 
 #[test]
 fn a_job_measures_all_at_once_as_it_would_each_alone() {
-    let reader = reader();
+    readers().iter().for_each(all_is_as_each_alone);
+}
+
+fn all_is_as_each_alone(reader: &Reader) {
     let (data, td) = (data(), td());
     let lens = LensPart { layers: Layers::All, samples_per_task: EACH - 2 };
     let asked = |icl, td, lens| measure::Asked { seed: 5, data: &data, shots: SHOTS, icl, td, lens };
-    let run = |asked| measure::run(&reader, asked, &mut Memory::default()).unwrap();
+    let run = |asked| measure::run(reader, asked, &mut Memory::default()).unwrap();
     let all = run(asked(Some(EACH - 1), Some(&td), Some(&lens)));
     assert_eq!(all.td, run(asked(None, Some(&td), None)).td);
     assert_eq!(all.lens, run(asked(None, None, Some(&lens))).lens);

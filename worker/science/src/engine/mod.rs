@@ -1,4 +1,5 @@
-//! Training of the synthetic models in memory of its own: no tensors, no graph, no allocation within a step.
+//! Training of the synthetic models in memory of its own: no tensors, no graph; what a step needs is reused by
+//! the next, but for the sequences that are drawn.
 //!
 //! A batch is cut into pieces of whole sequences, by the sizes of model and batch alone. Each piece goes forward and backward
 //! through the whole model on one thread, with its activations in memory that the pieces of all runs share one after the other,
