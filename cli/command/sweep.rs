@@ -161,9 +161,13 @@ fn by_kind(estimate: &Estimate, cache_known: bool) -> Table {
 fn in_words(plan: &Plan, estimate: &Estimate) -> String {
     let seconds = estimate.seconds(GFLOPS_PER_CORE);
     let megabytes = |bytes: f64| bytes / 1e6;
+    let memory = match estimate.memory_bytes {
+        0.0 => String::new(),
+        bytes => format!("; the largest job takes about {:.0} MB of memory", megabytes(bytes).ceil()),
+    };
     format!(
         "sweep “{}”: {} runs, {} jobs; about {} of one core at {GFLOPS_PER_CORE} GFLOP/s; {:.1} MB of weights, {:.1} MB of \
-         resume states before gc",
+         resume states before gc{memory}",
         plan.name,
         estimate.runs,
         estimate.jobs(),
@@ -181,6 +185,7 @@ fn estimate_facts(estimate: &Estimate, cache_known: bool) -> Vec<(&'static str, 
         ("flops", json!(estimate.flops())),
         ("weight_bytes", json!(estimate.weight_bytes)),
         ("resume_bytes", json!(estimate.resume_bytes)),
+        ("memory_bytes", json!(estimate.memory_bytes)),
     ]
 }
 
@@ -255,6 +260,9 @@ mod tests {
         let file = Path::new("w.yaml");
         let (plan, missing) = planned(file, &evaluate("models/tiny", 4), &Tiny).unwrap();
         assert!(missing.is_none() && plan.jobs.iter().all(|job| job.flops > 0.0));
+        let estimate = taskvec_sweep::estimate(&plan, &[]);
+        assert_eq!(estimate.memory_bytes, 4.0 * 4000.0, "its parameters in f32");
+        assert!(in_words(&plan, &estimate).ends_with("; the largest job takes about 1 MB of memory"));
         let (plan, missing) = planned(file, &evaluate("models/large", 40), &Tiny).unwrap();
         assert_eq!(missing.as_deref(), Some("models/large is not here"));
         assert_eq!((plan.jobs.len(), plan.jobs[0].flops), (3, 0.0));

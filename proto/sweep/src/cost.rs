@@ -106,6 +106,9 @@ pub struct Estimate {
     pub weight_bytes: f64,
     /// Bytes of the resume states that they will store; each is removed when no job needs it any more.
     pub resume_bytes: f64,
+    /// Bytes of memory that the largest of them takes, roughly: of runs in training all, of pretrained models that were looked
+    /// at the weights.
+    pub memory_bytes: f64,
     /// Seconds that jobs take whatever the speed of the machine (self-tests).
     pub fixed_seconds: f64,
 }
@@ -139,6 +142,14 @@ impl Estimate {
     }
 }
 
+fn memory(work: &JobWork) -> f64 {
+    if let Some(key) = work.pack_key() {
+        return key.bytes() as f64;
+    }
+    let model = work.pretrained().and_then(|model| Some((model.identity.as_ref()?.parameters, model.dtype.bytes())));
+    model.map_or(0.0, |(parameters, bytes)| (parameters * bytes) as f64)
+}
+
 /// What the jobs of a plan cost that no stored result satisfies. `satisfied` is by job, as [`Plan::satisfied`] gives it;
 /// jobs beyond its end count as not satisfied. Equal jobs of a sweep are done, and counted, once.
 pub fn estimate(plan: &Plan, satisfied: &[bool]) -> Estimate {
@@ -155,6 +166,7 @@ pub fn estimate(plan: &Plan, satisfied: &[bool]) -> Estimate {
             continue;
         }
         kind.flops += job.flops;
+        out.memory_bytes = out.memory_bytes.max(memory(&job.work));
         match &job.work {
             JobWork::Train { model, data: DataSpec::SparseLinear(data), train, checkpoints, from, to, .. } => {
                 let bytes = 4.0 * Shape::of(model, data).parameters();
