@@ -3,7 +3,7 @@
 
 mod common;
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use common::language::{self, Expected, MODELS, assert_close, assert_same, part};
 use taskvec_science::{
     hook::{BlockPoint, Capture, Chain, Change, Edit, Hook, HookPoint, Tokens},
@@ -231,6 +231,37 @@ fn a_replaced_pattern_is_read_by() {
         let own = part(&v, batch.range(1)).narrow(1, head / 2, 1).unwrap();
         assert_close("row 1", &part(&z, batch.range(1)).narrow(1, head, 1).unwrap(), &own, 1e-6);
     }
+}
+
+#[test]
+fn patterns_are_edited_by_query_and_head() {
+    let (model, batch) = (language::load("olmo2"), Expected::of("olmo2").batch());
+    let [pattern, z] = [BlockPoint::Pattern, BlockPoint::Z].map(|point| HookPoint::Block(0, point));
+    let read = |hook: Option<&mut dyn Hook>| {
+        let mut capture = Capture::new([z], Tokens::all());
+        match hook {
+            Some(hook) => logits(&model, &batch, Some(&mut Chain(vec![hook, &mut capture]))),
+            None => logits(&model, &batch, Some(&mut capture)),
+        };
+        capture.take(z).unwrap()
+    };
+    let plain = read(None);
+    // Every query of a row reads its own token alone: as many patterns as there are queries.
+    let t = batch.range(1).len();
+    let own = Tensor::eye(t, DType::F32, &Device::Cpu).unwrap().unsqueeze(1).unwrap().broadcast_as((t, 4, t)).unwrap();
+    let mut edit = Edit::new(pattern, Tokens::all().in_rows([1]), Change::Replace(own));
+    assert_same("own tokens", &read(Some(&mut edit)), &read(Some(&mut OwnTokenOnly)));
+    // One head of one query reads nothing.
+    let mut edit = Edit::new(pattern, Tokens::at([2]).in_rows([1]), Change::Zero).head(3);
+    let edited = read(Some(&mut edit));
+    let at = batch.range(1).start + 2;
+    let head = |z: &Tensor, head| part(z, at..at + 1).narrow(1, head, 1).unwrap();
+    assert!(language::flat(&head(&edited, 3)).iter().all(|x| *x == 0.0));
+    for other in 0..3 {
+        assert_close("another head", &head(&edited, other), &head(&plain, other), 1e-6);
+    }
+    assert_same("rows before", &part(&edited, 0..batch.range(1).start), &part(&plain, 0..batch.range(1).start));
+    assert_same("rows behind", &part(&edited, batch.range(2)), &part(&plain, batch.range(2)));
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor};
 use std::collections::HashMap;
 use taskvec_science::{
-    hook::{BlockPoint, Capture, Hook, HookPoint, Tokens},
+    hook::{BlockPoint, Capture, Chain, Change, Edit, Hook, HookPoint, Tokens},
     load::{Files, Room},
     model::language::{Batch, LanguageModel, Logits, Rows, generate},
 };
@@ -208,6 +208,18 @@ fn a_row_goes_on_with_the_state_it_is_given() {
         error(&emptied.get(0).unwrap(), &emptied.get(1).unwrap()) > 1e-2,
         "row 0 has lost its state, row 1 has not"
     );
+    // The same by edits of what the last token leaves; one of an earlier token, which leaves no state, does nothing.
+    let emptied_by = |position: usize| {
+        let edit = |point: &HookPoint| Edit::new(*point, Tokens::at([position]).in_rows([0]), Change::Zero);
+        let mut edits: Vec<Edit> = points.iter().map(edit).collect();
+        let mut chain = Chain(edits.iter_mut().map(|edit| edit as &mut dyn Hook).collect());
+        let mut cache = fixture.model.cache(2).unwrap();
+        fixture.model.forward(&rows, Some(&mut cache), Some(&mut chain), Logits::None).unwrap();
+        fixture.model.forward(&next, Some(&mut cache), None, Logits::Last).unwrap().unwrap().to_vec2::<f32>().unwrap()
+    };
+    assert_eq!(emptied_by(donor.len() - 1), emptied.to_vec2::<f32>().unwrap());
+    let [first, second] = <[_; 2]>::try_from(emptied_by(donor.len() - 2)).unwrap();
+    assert_eq!(first, second);
 
     let mut cache = fixture.model.cache(2).unwrap();
     fixture.model.forward(&rows, Some(&mut cache), Some(&mut Exchange(&states)), Logits::None).unwrap();

@@ -1,6 +1,6 @@
 //! Changes activations.
 
-use super::{Hook, HookPoint, Tokens, by_token};
+use super::{BlockPoint, Hook, HookPoint, Tokens, by_token};
 use crate::model::language::Rows;
 use candle_core::{Result, Tensor};
 
@@ -22,7 +22,8 @@ pub struct Edit {
 }
 
 impl Edit {
-    /// Values of `change` are (…) or (P, …), where (…) is what one token has at this point: (d), or (H, D).
+    /// Values of `change` are (…) or (P, …), where (…) is what one token has at this point: (d), or (H, D); of an attention
+    /// pattern (H, keys of its row); of a state, which a row's last token leaves, (H, P·S) or (H, P, S).
     pub fn new(point: HookPoint, tokens: Tokens, change: Change) -> Self {
         Self { point, tokens, head: None, change }
     }
@@ -66,28 +67,45 @@ impl Hook for Edit {
     }
 
     fn visit(&mut self, point: HookPoint, x: &Tensor, rows: &Rows) -> Result<Option<Tensor>> {
-        if point.is_of_row() {
-            candle_core::bail!("{point} is changed by a hook of its own, not by an edit of tokens");
-        }
         let tokens = self.tokens.of(rows);
         if tokens.is_empty() {
             return Ok(None);
         }
-        let by_token = by_token(x, rows)?;
+        let row = || rows.iter().next().map_or(0..0, |row| row.tokens.clone());
+        Ok(match point {
+            HookPoint::Block(_, BlockPoint::Pattern) => {
+                let queries: Vec<u32> = tokens.iter().map(|token| token - row().start as u32).collect();
+                let by_query = x.transpose(0, 1)?.contiguous()?;
+                Some(self.edited(&by_query, &queries)?.transpose(0, 1)?.contiguous()?)
+            }
+            HookPoint::Block(_, BlockPoint::State) => {
+                let left = tokens.iter().any(|token| *token as usize + 1 == row().end);
+                let state = || self.edited(&x.reshape((1, x.dim(0)?, ()))?, &[0])?.reshape(x.shape());
+                left.then(state).transpose()?
+            }
+            _ => Some(self.edited(&by_token(x, rows)?, &tokens)?.reshape(x.shape())?),
+        })
+    }
+}
+
+impl Edit {
+    /// `by_token` (N, …) with these of its tokens changed.
+    fn edited(&self, by_token: &Tensor, tokens: &[u32]) -> Result<Tensor> {
         // Vectors are counted through, head by head where one head is meant.
         let (heads, head) = match (self.head, &by_token.dims()[1..]) {
             (None, _) => (1, 0),
             (Some(head), [heads, _]) if head < *heads => (*heads, head),
-            (Some(head), dims) => candle_core::bail!("{point} has no head {head}: a token there is {dims:?}"),
+            (Some(head), dims) => candle_core::bail!("{} has no head {head}: a token there is {dims:?}", self.point),
         };
-        let vectors = by_token.reshape((rows.tokens() * heads, ()))?;
+        let vectors = by_token.reshape((by_token.dim(0)? * heads, ()))?;
         let places: Vec<u32> = tokens.iter().map(|t| t * heads as u32 + head as u32).collect();
-        let old = vectors.index_select(&Tensor::new(places.as_slice(), x.device())?, 0)?;
+        let device = by_token.device();
+        let old = vectors.index_select(&Tensor::new(places.as_slice(), device)?, 0)?;
         let all = Tensor::cat(&[&vectors, &self.changed(&old)?], 0)?;
         let mut source: Vec<u32> = (0..vectors.dim(0)? as u32).collect();
         for (i, place) in places.iter().enumerate() {
             source[*place as usize] = vectors.dim(0)? as u32 + i as u32;
         }
-        Ok(Some(all.index_select(&Tensor::new(source, x.device())?, 0)?.reshape(x.shape())?))
+        all.index_select(&Tensor::new(source, device)?, 0)?.reshape(by_token.shape())
     }
 }
