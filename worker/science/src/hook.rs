@@ -7,6 +7,7 @@
 //! | `blocks.N.attn.hook_q`, `…k`, `…v` | (N, H, D), keys and values (N, G, D): clipped and normed, not yet rotated | the same, but before a norm of queries and keys (OLMo-2) |
 //! | `blocks.N.attn.hook_pattern` | attention weights of one row, (H, queries, keys): visited once per row | the same, with a batch dimension |
 //! | `blocks.N.attn.hook_z` | what each head read, (N, H, D) | the same |
+//! | `blocks.N.attn.hook_result` | what each head adds to the residual stream, (N, H, d), before a bias and a norm that follow | the same |
 //! | `blocks.N.hook_attn_out`, `…mlp_out` | what is added to the residual stream, after a norm that follows (Gemma-2, OLMo-2) | the same |
 //! | `blocks.N.mixer.hook_state` | Mamba-2: one row's state after its last token, (H, P, S): visited once per row; what replaces it is what the row goes on with in the next pass | none |
 //! | `blocks.N.hook_mixer_out` | Mamba-2: what is added to the residual stream, (N, d) | none |
@@ -52,6 +53,8 @@ pub enum BlockPoint {
     Pattern,
     /// What each head read, before it is projected into the residual stream.
     Z,
+    /// What each head adds to the residual stream.
+    Result,
     /// What attention adds to it.
     AttnOut,
     /// Mamba-2's state of each row after its last token.
@@ -90,13 +93,14 @@ impl HookPoint {
 }
 
 impl BlockPoint {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ResidPre,
         Self::Q,
         Self::K,
         Self::V,
         Self::Pattern,
         Self::Z,
+        Self::Result,
         Self::AttnOut,
         Self::State,
         Self::MixerOut,
@@ -106,13 +110,14 @@ impl BlockPoint {
     ];
 
     /// Those of a block with attention and MLP, in the order of the pass.
-    pub const TRANSFORMER: [Self; 10] = [
+    pub const TRANSFORMER: [Self; 11] = [
         Self::ResidPre,
         Self::Q,
         Self::K,
         Self::V,
         Self::Pattern,
         Self::Z,
+        Self::Result,
         Self::AttnOut,
         Self::ResidMid,
         Self::MlpOut,
@@ -133,6 +138,7 @@ impl BlockPoint {
             Self::V => "attn.hook_v",
             Self::Pattern => "attn.hook_pattern",
             Self::Z => "attn.hook_z",
+            Self::Result => "attn.hook_result",
             Self::AttnOut => "hook_attn_out",
             Self::State => "mixer.hook_state",
             Self::MixerOut => "hook_mixer_out",

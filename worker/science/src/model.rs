@@ -242,8 +242,13 @@ impl Block<Tensor> {
         let (b, t, d) = x.dims3()?;
         let read = self.attention_hooked(&x, heads, block, hook)?.reshape((b, t, heads, d / heads))?;
         let mut visit = |point, x| hook.visit(HookPoint::Block(block, point), x);
-        let read = visit(BlockPoint::Z, read)?.reshape((b, t, d))?;
-        let added = linear(&read, &self.attn_proj.weight, &self.attn_proj.bias)?;
+        let read = visit(BlockPoint::Z, read)?;
+        let Affine { weight, bias } = &self.attn_proj;
+        let project = |heads: &Tensor| linear(heads, weight, &bias.zeros_like()?);
+        let more = reading::replaced_results(&read, project, block, hook)?;
+        let added = linear(&read.reshape((b, t, d))?, weight, bias)?;
+        let added = more.map_or(Ok(added.clone()), |more| added + more)?;
+        let mut visit = |point, x| hook.visit(HookPoint::Block(block, point), x);
         let added = visit(BlockPoint::AttnOut, added)?;
         let x = visit(BlockPoint::ResidMid, (x + added)?)?;
         let added = visit(BlockPoint::MlpOut, linear(&self.mlp(&x)?, &self.mlp_proj.weight, &self.mlp_proj.bias)?)?;

@@ -172,6 +172,7 @@ fn shape_of(model: &LanguageModel, point: HookPoint) -> Tensor {
     let elements = match point {
         HookPoint::Block(_, BlockPoint::Q | BlockPoint::Z) => a.heads * a.head,
         HookPoint::Block(_, BlockPoint::K | BlockPoint::V) => a.groups * a.head,
+        HookPoint::Block(_, BlockPoint::Result) => a.heads * model.config().width,
         _ => model.config().width,
     };
     let values: Vec<f32> = (0..elements).map(|i| 0.5 - (i % 3) as f32).collect();
@@ -230,6 +231,37 @@ fn a_replaced_pattern_is_read_by() {
     for head in 0..4 {
         let own = part(&v, batch.range(1)).narrow(1, head / 2, 1).unwrap();
         assert_close("row 1", &part(&z, batch.range(1)).narrow(1, head, 1).unwrap(), &own, 1e-6);
+    }
+}
+
+#[test]
+fn what_heads_add_is_seen_and_changed_one_by_one() {
+    for name in ["llama", "gpt2", "olmo"] {
+        let (model, batch) = (language::load(name), Expected::of(name).batch());
+        let [z, result, out] = [BlockPoint::Z, BlockPoint::Result, BlockPoint::AttnOut].map(|p| HookPoint::Block(1, p));
+        let read = |edit: Option<Edit>| {
+            let mut capture = Capture::new([result, out], Tokens::all());
+            match edit {
+                Some(mut edit) => logits(&model, &batch, Some(&mut Chain(vec![&mut edit, &mut capture]))),
+                None => logits(&model, &batch, Some(&mut capture)),
+            };
+            [result, out].map(|point| capture.take(point).unwrap())
+        };
+        let [results, added] = read(None);
+        let (_, heads, width) = results.dims3().unwrap();
+        assert_eq!(width, model.config().width);
+        // Without any, what is left is the bias; with one, it is that and its own.
+        let zero = |point, head| Edit::new(point, Tokens::all(), Change::Zero).head(head);
+        let nothing = Edit::new(result, Tokens::all(), Change::Zero);
+        let [_, bias] = read(Some(nothing));
+        assert_close(name, &(results.sum(1).unwrap() + &bias).unwrap(), &added, 1e-5);
+        for head in 0..heads {
+            let [_, by_result] = read(Some(zero(result, head)));
+            let [_, by_z] = read(Some(zero(z, head)));
+            assert_close(name, &by_result, &by_z, 1e-5);
+            let own = results.narrow(1, head, 1).unwrap().squeeze(1).unwrap();
+            assert_close(name, &(&by_result + own).unwrap(), &added, 1e-5);
+        }
     }
 }
 

@@ -33,6 +33,31 @@ pub(super) fn read(
     Tensor::cat(&parts, 0)
 }
 
+/// By how much more attention adds to the residual stream, (…, d), where a hook replaces what its heads add: `z` (…, H, D) is what
+/// they read, and `project` makes (…, d) of all heads beside each other, (…, H·D), without a bias. Zeros where what was replaced
+/// is what was there.
+pub(super) fn replaced_results(
+    z: &Tensor,
+    project: impl Fn(&Tensor) -> Result<Tensor>,
+    block: usize,
+    hook: &mut Visitor<'_>,
+) -> Result<Option<Tensor>> {
+    let point = HookPoint::Block(block, BlockPoint::Result);
+    if !hook.wants(point) {
+        return Ok(None);
+    }
+    let (at, heads) = (z.rank() - 2, z.dim(D::Minus2)?);
+    // One head, and zeros in place of the others.
+    let alone = |head: usize| {
+        let alone = z.narrow(at, head, 1)?.pad_with_zeros(at, head, heads - head - 1)?;
+        project(&alone.contiguous()?.flatten_from(at)?)
+    };
+    let results = (0..heads).map(alone).collect::<Result<Vec<_>>>()?;
+    let results = Tensor::stack(&results, at)?;
+    let replaced = hook.look(point, &results, hook.rows())?;
+    replaced.map(|replaced| (replaced - results)?.sum(at)).transpose()
+}
+
 /// Keys or values of one row by query head: (M, G, D) to (H, keys of the row, D).
 fn by_head(x: &Tensor, span: &Span, heads: usize) -> Result<Tensor> {
     let part = |range: &std::ops::Range<usize>| x.narrow(0, range.start, range.len());

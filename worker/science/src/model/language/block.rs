@@ -9,7 +9,10 @@ use super::{
     norm::Norm,
     pass::Pass,
 };
-use crate::hook::{BlockPoint, HookPoint, Visitor};
+use crate::{
+    hook::{BlockPoint, HookPoint, Visitor},
+    model::reading,
+};
 use candle_core::{Device, Result, Tensor};
 
 /// A block of the decoder. A plain function of its input, so that it can be run again for its gradients.
@@ -59,7 +62,11 @@ impl Block {
         let inner =
             self.mixer.inner.before_last(&self.mixer.normed(&x, self.mixer.inner.rounds(&x))?, index, cache, pass)?;
         let (last, out) = self.mixer.inner.last();
-        let mut x = self.mixer.onto(&pass.remaining(&x)?, &inner, last, at(out), &mut pass.hook)?;
+        let (x, hook) = (pass.remaining(&x)?, &mut pass.hook);
+        let mut x = match self.mixer.inner.replaced_results(&inner, index, hook)? {
+            None => self.mixer.onto(&x, &inner, last, at(out), hook)?,
+            Some(more) => self.mixer.add(&x, (last.forward(&inner)? + more)?, at(out), hook)?,
+        };
         if let Some(mlp) = &self.mlp {
             x = pass.hook.visit(at(BlockPoint::ResidMid), x)?;
             let inner = mlp.inner.before_down(&mlp.normed(&x, mlp.inner.rounds(&x))?)?;
@@ -104,7 +111,11 @@ impl<T> Sublayer<T> {
         if self.after.is_none() && !hook.wants(point) {
             return last.onto(x, inner);
         }
-        let added = last.forward(inner)?;
+        self.add(x, last.forward(inner)?, point, hook)
+    }
+
+    /// `x + after(added)`, in the same way.
+    fn add(&self, x: &Tensor, added: Tensor, point: HookPoint, hook: &mut Visitor<'_>) -> Result<Tensor> {
         let added = self.after.as_ref().map_or(Ok(added.clone()), |norm| norm.forward(&added))?;
         x + hook.visit(point, added)?
     }
@@ -125,6 +136,14 @@ impl Mixer {
             Self::Attention(attention) => (&attention.out, BlockPoint::AttnOut),
             Self::Mamba2(mamba2) => (&mamba2.output, BlockPoint::MixerOut),
         }
+    }
+
+    /// By how much more it adds where a hook replaces what its heads add.
+    fn replaced_results(&self, inner: &Tensor, block: usize, hook: &mut Visitor<'_>) -> Result<Option<Tensor>> {
+        let Self::Attention(attention) = self else { return Ok(None) };
+        let z = inner.reshape((inner.dim(0)?, attention.heads, attention.head))?;
+        let project = attention.out.without_bias();
+        reading::replaced_results(&z, |heads| project.forward(heads), block, hook)
     }
 
     /// What that linear map is given.

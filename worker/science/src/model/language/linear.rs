@@ -27,6 +27,11 @@ impl Linear {
         self.bias.as_ref()
     }
 
+    /// The same without adding anything to the product.
+    pub(crate) fn without_bias(&self) -> Self {
+        Self { bias: None, ..self.clone() }
+    }
+
     /// Would what this makes of `x` be the same if `x` were rounded to bf16 first?
     pub(crate) fn rounds(&self, x: &Tensor) -> bool {
         let types = (x.dtype(), self.weight.dtype());

@@ -68,8 +68,14 @@ impl Tail {
 
 /// The tokens that anybody looks at behind the keys and values of block `last`; none: all.
 fn asked(last: usize, rows: &Rows, hook: Option<&dyn Hook>, wanted: Logits) -> Option<Vec<u32>> {
-    const BEHIND: [BlockPoint; 5] =
-        [BlockPoint::Z, BlockPoint::AttnOut, BlockPoint::ResidMid, BlockPoint::MlpOut, BlockPoint::ResidPost];
+    const BEHIND: [BlockPoint; 6] = [
+        BlockPoint::Z,
+        BlockPoint::Result,
+        BlockPoint::AttnOut,
+        BlockPoint::ResidMid,
+        BlockPoint::MlpOut,
+        BlockPoint::ResidPost,
+    ];
     if wanted == Logits::All {
         return None;
     }
