@@ -31,3 +31,30 @@ extern "C" __global__ void sum_partials(
     if (column < split) first[run + column] = sum;
     else rest[run + column - split] = sum;
 }
+
+// Words of an entry of the table below: the first of its columns among those of all, how many it has, how many partial sums of
+// each run and how far they lie apart, where the first is, and where the sums go in what a run has of `out`.
+#define SUM_WORDS 6
+
+// The same of many partial sums at once: each of `sums` has its own shape and place in `partials`, where the runs follow each
+// other. Runs are `stride` apart in `out`. Grid (columns / threads, S).
+extern "C" __global__ void sum_all_partials(
+    const float* __restrict__ partials, const unsigned* __restrict__ table, int sums, int columns,
+    float* __restrict__ out, i64 stride
+) {
+    int column = blockIdx.x * blockDim.x + threadIdx.x;
+    if (column >= columns) return;
+    int low = 0, high = sums;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (table[middle * SUM_WORDS] <= (unsigned)column) low = middle;
+        else high = middle;
+    }
+    const unsigned* of = table + low * SUM_WORDS;
+    int at = column - (int)of[0], parts = (int)of[2];
+    i64 pitch = of[3];
+    partials += (i64)of[4] + (i64)blockIdx.y * parts * pitch + at;
+    float sum = 0.0f;
+    for (int part = 0; part < parts; part++) sum += partials[part * pitch];
+    out[blockIdx.y * stride + of[5] + at] = sum;
+}

@@ -210,6 +210,56 @@ pub fn sum_partials<B: Bytes>(of: Stacked, partials: B, first: (B, usize), rest:
         .long(of.stride)
 }
 
+/// Partial sums of some columns of each run, and where they are to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sum {
+    /// Columns.
+    pub width: usize,
+    /// Partial sums of each run, as [`Stacked::parts`], and how far they lie apart.
+    pub parts: usize,
+    pub pitch: usize,
+    /// Where those of the first run begin among all partial sums; the others' follow.
+    pub from: usize,
+    /// Where the sums go in what each run has of them.
+    pub to: usize,
+}
+
+impl Sum {
+    /// Words of an entry of the table that the kernel goes by.
+    pub const WORDS: usize = 6;
+
+    /// That table.
+    ///
+    /// # Panics
+    /// Where a number does not fit 32 bits.
+    pub fn table(sums: &[Self]) -> Vec<u32> {
+        let mut first = 0;
+        let entry = |sum: &Self| {
+            let Self { width, parts, pitch, from, to } = *sum;
+            let entry = [first, width, parts, pitch, from, to];
+            first += width;
+            entry.map(|word| u32::try_from(word).expect("partial sums are less than 2^32"))
+        };
+        sums.iter().flat_map(entry).collect()
+    }
+}
+
+/// Sums `sums` of each run, all in `partials`, as [`sum_partials`] does it one after the other; each run's are `stride` apart
+/// in `out`. `table` holds [`Sum::table`] of the same sums, and is trusted.
+pub fn sum_all<B: Bytes>((runs, stride): (usize, usize), sums: &[Sum], [partials, table, out]: [B; 3]) -> Call<B> {
+    let columns = sums.iter().map(|sum| sum.width).sum();
+    let read = |sum: &Sum| sum.from + (runs * sum.parts).saturating_sub(1) * sum.pitch + sum.width;
+    let written = |sum: &Sum| (runs - 1) * stride + sum.to + sum.width;
+    let most = |of: &dyn Fn(&Sum) -> usize| sums.iter().map(of).max().unwrap_or(0);
+    Call::each("sum_all_partials", columns, runs)
+        .floats(partials, most(&read))
+        .buffer::<u32>(table, sums.len() * Sum::WORDS)
+        .int(sums.len())
+        .int(columns)
+        .floats(out, most(&written))
+        .long(stride)
+}
+
 /// The even ones of `2·rows` rows: (2·rows, width) to (rows, width).
 pub fn gather_even<B: Bytes>(rows: usize, width: usize, [from, to]: [B; 2]) -> Call<B> {
     Call::each("gather_even", rows * width, 1)

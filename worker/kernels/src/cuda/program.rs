@@ -6,6 +6,7 @@
 
 use super::{
     Bytes, Call, Product,
+    layers::{Sum, sum_all},
     training::{Mixture, MixtureShape, mixture},
 };
 
@@ -267,6 +268,18 @@ impl Builder {
         let call = mixture((sources.len(), sequences, len), of, [mixtures, step, coordinates, tokens, y, basis]);
         let tables = [mixtures, coordinates].map(|table| table.buffer);
         let others = call.buffers().filter(|(region, _)| !tables.contains(&region.buffer));
+        others.for_each(|(region, reach)| self.check(region, reach));
+        self.operations.push(Operation::Launch(call));
+    }
+
+    /// [`sum_all`] of these sums.
+    ///
+    /// # Panics
+    /// Where a place is too small.
+    pub fn sums(&mut self, (runs, stride): (usize, usize), sums: &[Sum], [partials, out]: [Region; 2]) {
+        let table = self.table(Sum::table(sums).iter().flat_map(|word| word.to_le_bytes()).collect());
+        let call = sum_all((runs, stride), sums, [partials, table, out]);
+        let others = call.buffers().filter(|(region, _)| region.buffer != table.buffer);
         others.for_each(|(region, reach)| self.check(region, reach));
         self.operations.push(Operation::Launch(call));
     }

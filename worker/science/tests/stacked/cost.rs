@@ -47,7 +47,7 @@ fn launches_operations_and_bytes_of_a_step() {
             giga(alone.kernel_bytes),
             giga(alone.memory)
         );
-        assert_eq!((alone.products, alone.launches, alone.clears), (12 * blocks + 5, 21 * blocks + 20, 1), "{name}");
+        assert_eq!((alone.products, alone.launches, alone.clears), (12 * blocks + 5, 13 * blocks + 17, 1), "{name}");
         for runs in [1, 8, 32] {
             let all = of(texts, runs);
             assert_eq!(all.operations, runs * operations(sizes), "{name} × {runs}");
@@ -95,7 +95,7 @@ fn launches_and_operations_of_task_decodability() {
         let forward = 2 * rows * sizes.width * (sizes.channels + 12 * blocks * sizes.width);
         assert_eq!(cost.operations, 2 * forward, "{name}");
         assert_eq!((cost.products, cost.clears), (2 * (4 * blocks + 1), 0), "{name}");
-        assert_eq!(cost.launches, 2 * (7 * blocks + 1) + sets + 2, "{name}");
+        assert_eq!(cost.launches, 2 * (6 * blocks + 1) + sets + 2, "{name}");
         // In two parts, everything is launched twice but what looks at all states.
         let half = Readings { memory: 12 * sizes.width * rows * size_of::<f32>() / 2, ..common };
         let parts = states::cost(sizes, &wanted, half, 232_448);
@@ -131,7 +131,7 @@ fn launches_and_operations_of_patching() {
         let (l, d, rows) = (sizes.layers, sizes.width, n * sizes.positions);
         let behind = l * (l - 1) / 2;
         assert_eq!((cost.products, cost.clears), (4 * (l + behind) + 1 + l + l + 1, 0), "{name}");
-        assert_eq!(cost.launches, 7 * (l + behind) + 1 + l * pairs.len() + 3 * (l + 1), "{name}");
+        assert_eq!(cost.launches, 6 * (l + behind) + 1 + l * pairs.len() + 3 * (l + 1), "{name}");
         let (all, out) = (2 * tasks, |runs: usize| runs * rows / 2 * d);
         let blocks = 12 * d * d * rows * (all * l + pairs.len() * behind);
         let means = l * tasks * tasks * n * sizes.positions * d;

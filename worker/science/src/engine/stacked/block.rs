@@ -4,7 +4,7 @@ use super::{
     layout::Slot,
     writer::{Map, Weights, Writer},
 };
-use crate::model::{Block, Parameters, Sizes};
+use crate::model::{Affine, Block, Parameters, Sizes};
 use taskvec_kernels::cuda::{attention::Attention, layers, program::Region};
 
 /// What a block computes of n tokens of each run, or of fewer from its attention on.
@@ -26,8 +26,20 @@ pub(super) struct Space {
 impl Space {
     /// From the block's input to its output, and where there is room for it the slope of its activation. `out` may be `x`.
     pub fn forward(&self, w: &mut Writer, p: &Block<Slot>, attention: Attention, slope: Option<Region>, out: Region) {
+        w.norm(self.rows[0], attention.width, &p.ln_1, self.x, self.normed);
+        self.forward_normed(w, p, attention, slope, (out, None));
+    }
+
+    /// The same where `normed` is there already; and where something follows, the norm of that, of the block's output.
+    pub fn forward_normed(
+        &self,
+        w: &mut Writer,
+        p: &Block<Slot>,
+        attention: Attention,
+        slope: Option<Region>,
+        (out, next): (Region, Option<(&Affine<Slot>, Region)>),
+    ) {
         let ([n, after], d) = (self.rows, attention.width);
-        w.norm(n, d, &p.ln_1, self.x, self.normed);
         w.linear(Map { rows: n, inputs: d, outputs: 3 * d }, (p.c_attn.weight, Weights::InOut), self.normed, self.qkv);
         w.add([n, 3 * d], p.c_attn.bias, self.qkv, None);
         w.launch(attention.forward([self.qkv, self.read]));
@@ -38,15 +50,17 @@ impl Space {
             w.launch(layers::gather_even(rows, d, [self.x, x]));
         }
         w.linear(Map { rows: after, inputs: d, outputs: d }, (p.attn_proj.weight, Weights::InOut), read, self.mid);
-        w.add([after, d], p.attn_proj.bias, self.mid, Some(x));
-        w.norm(after, d, &p.ln_2, self.mid, self.normed_mid);
+        w.add_and_norm([after, d], (p.attn_proj.bias, x), self.mid, (&p.ln_2, self.normed_mid));
         let fc = Map { rows: after, inputs: d, outputs: 4 * d };
         w.linear(fc, (p.c_fc.weight, Weights::InOut), self.normed_mid, self.hidden);
         let bias = w.parameter(p.c_fc.bias);
         w.launch(layers::bias_gelu(w.activations(after, 4 * d), [self.hidden, bias, self.hidden], slope));
         let proj = Map { rows: after, inputs: 4 * d, outputs: d };
         w.linear(proj, (p.mlp_proj.weight, Weights::InOut), self.hidden, out);
-        w.add([after, d], p.mlp_proj.bias, out, Some(self.mid));
+        match next {
+            Some(next) => w.add_and_norm([after, d], (p.mlp_proj.bias, self.mid), out, next),
+            None => w.add([after, d], p.mlp_proj.bias, out, Some(self.mid)),
+        }
     }
 }
 

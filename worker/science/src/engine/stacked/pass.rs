@@ -70,12 +70,16 @@ impl<'a> Pass<'a> {
     /// From (n, C) to predictions (r).
     pub fn forward(&mut self, tokens: Region) -> Region {
         let (d, p) = (self.sizes.width, self.slots);
-        embed(self.writer, p, (self.sizes, self.n), [tokens, self.blocks[0].0.x]);
+        let first = self.blocks[0].0;
+        embed(self.writer, p, (self.sizes, self.n), [tokens, first.x]);
+        self.writer.norm(self.n, d, &p.blocks[0].ln_1, first.x, first.normed);
         for (i, (block, (space, slope))) in p.blocks.iter().zip(&self.blocks).enumerate() {
-            let out = self.blocks.get(i + 1).map_or(self.last, |(next, _)| next.x);
-            space.forward(self.writer, block, self.attention, Some(*slope), out);
+            let (out, norm, normed) = match (p.blocks.get(i + 1), self.blocks.get(i + 1)) {
+                (Some(block), Some((next, _))) => (next.x, &block.ln_1, next.normed),
+                _ => (self.last, &p.ln_f, self.normed),
+            };
+            space.forward_normed(self.writer, block, self.attention, Some(*slope), (out, Some((norm, normed))));
         }
-        self.writer.norm(self.r, d, &p.ln_f, self.last, self.normed);
         self.writer.linear(self.read_out(), (p.read_out.weight, Weights::OutIn), self.normed, self.predicted);
         self.writer.add([self.r, 1], p.read_out.bias, self.predicted, None);
         self.predicted
@@ -101,6 +105,7 @@ impl<'a> Pass<'a> {
         self.writer.by_weight(map, (&p.read_in, Weights::OutIn), tokens, stream);
         let positions = self.sizes.positions;
         self.writer.by_bias(self.n / positions, positions * d, p.positions, stream);
+        self.writer.sum();
     }
 
     /// From the gradient by a block's output to that by its input, in `back.stream`.

@@ -49,11 +49,14 @@ impl Shape {
         [n, n / 2]
     }
 
-    /// Partial sums of a run: of the widest activations, or of positions.
+    /// Partial sums of a run, those of all gradients by what is added to or multiplied with every row.
     fn partials(&self) -> usize {
-        let ([n, _], d, tokens) = (self.rows(), self.sizes.width, self.sizes.positions);
+        let ([n, r], Sizes { width: d, positions, layers, .. }) = (self.rows(), self.sizes);
         let sums = |rows: usize, width: usize| Stacked { runs: 1, rows, width, stride: 0 }.parts() * width;
-        sums(n, 4 * d).max(sums(self.batch, tokens * d))
+        // Biases of queries, keys and values, of two projections and of the hidden layer; two norms.
+        let block = |after: usize| sums(n, 3 * d + 2 * d) + sums(after, d + 4 * d + d + 2 * d);
+        let blocks = layers.saturating_sub(1) * block(n) + block(r);
+        blocks + sums(n, d) + sums(self.batch, positions * d) + sums(r, 1 + 2 * d)
     }
 }
 

@@ -6,7 +6,7 @@ use taskvec_kernels::{
     Precision,
     cuda::{
         Call, Extent, Operand, Product,
-        layers::{self, Stacked},
+        layers::{self, Stacked, Sum},
         program::{Builder, Region},
     },
 };
@@ -19,8 +19,11 @@ pub(super) struct Writer {
     runs: usize,
     stride: usize,
     precision: Precision,
-    /// Partial sums, used again and again.
+    /// Of all gradients of what is added to or multiplied with every row: their partial sums, how many are taken, and what is
+    /// to be summed in the end, at once.
     partials: Region,
+    taken: usize,
+    sums: Vec<Sum>,
 }
 
 /// Rows of a run that go into a linear map, their width and that of what comes out.
@@ -46,7 +49,8 @@ impl Writer {
         let mut builder = Builder::default();
         let [parameters, gradients, partials] =
             [layout.stride, layout.stride, partials].map(|len| builder.floats(runs * len));
-        Self { builder, parameters, gradients, runs, stride: layout.stride, precision, partials }
+        let stride = layout.stride;
+        Self { builder, parameters, gradients, runs, stride, precision, partials, taken: 0, sums: Vec::new() }
     }
 
     /// For one run, or several [side by side](Self::side_by_side) with the same parameters, which have no gradients: asking
@@ -55,7 +59,8 @@ impl Writer {
         let mut builder = Builder::default();
         let parameters = builder.floats(layout.stride);
         let nothing = parameters.first(0);
-        Self { builder, parameters, gradients: nothing, runs: 1, stride: 0, precision, partials: nothing }
+        let (partials, sums) = (nothing, Vec::new());
+        Self { builder, parameters, gradients: nothing, runs: 1, stride: 0, precision, partials, taken: 0, sums }
     }
 
     /// From now on, operations are of so many runs. Where parameters are not shared, these are the first of those that there
@@ -84,6 +89,18 @@ impl Writer {
 
     fn gradient(&self, slot: Slot) -> Region {
         self.gradients.behind(slot.offset)
+    }
+
+    /// Where so many columns of partial sums over the rows go: the place, and where it is among all.
+    fn partial(&mut self, of: Stacked, columns: usize) -> (Region, usize) {
+        let from = self.taken;
+        self.taken += of.runs * of.parts() * columns;
+        (self.partials.behind(from), from)
+    }
+
+    /// All gradients are there once their partial sums are summed.
+    pub fn sum(&mut self) {
+        self.builder.sums((self.runs, self.stride), &self.sums, [self.partials, self.gradients]);
     }
 
     fn multiply(&mut self, [m, n, k]: [usize; 3], factors: [Operand<Region>; 2], out: (Region, usize)) {
@@ -127,8 +144,9 @@ impl Writer {
     /// The gradient by something that was added to every row.
     pub fn by_bias(&mut self, rows: usize, width: usize, bias: Slot, grad: Region) {
         let of = self.activations(rows, width);
-        self.launch(layers::column_sums(of, [grad, self.partials]));
-        self.launch(layers::sum_partials(of, self.partials, (self.gradient(bias), width), None));
+        let (partials, from) = self.partial(of, width);
+        self.launch(layers::column_sums(of, [grad, partials]));
+        self.sums.push(Sum { width, parts: of.parts(), pitch: width, from, to: bias.offset });
     }
 
     pub fn norm(&mut self, rows: usize, width: usize, affine: &Affine<Slot>, x: Region, out: Region) {
@@ -141,14 +159,30 @@ impl Writer {
     pub fn norm_backward(&mut self, [rows, width]: [usize; 2], affine: &Affine<Slot>, [x, grad, dx]: [Region; 3]) {
         let of = self.activations(rows, width);
         let weight = self.parameter(affine.weight);
-        let [first, rest] = [affine.weight, affine.bias].map(|slot| (self.gradient(slot), width));
-        self.launch(layers::layer_norm_backward(of, EPSILON, [x, weight, grad, dx, self.partials]));
-        self.launch(layers::sum_partials(of, self.partials, first, Some(rest)));
+        let (partials, from) = self.partial(of, 2 * width);
+        self.launch(layers::layer_norm_backward(of, EPSILON, [x, weight, grad, dx, partials]));
+        for (from, slot) in [(from, affine.weight), (from + width, affine.bias)] {
+            self.sums.push(Sum { width, parts: of.parts(), pitch: 2 * width, from, to: slot.offset });
+        }
     }
 
     /// Adds a bias to `x` and, where there is one, a residual; `out` may be `x`.
     pub fn add(&mut self, [rows, width]: [usize; 2], bias: Slot, x: Region, residual: Option<Region>) {
         let of = self.activations(rows, width);
         self.launch(layers::bias_residual(of, [x, self.parameter(bias), x], residual));
+    }
+
+    /// Adds a bias and a residual to `x`, and norms the sum, in one launch.
+    pub fn add_and_norm(
+        &mut self,
+        [rows, width]: [usize; 2],
+        (bias, residual): (Slot, Region),
+        x: Region,
+        (affine, normed): (&Affine<Slot>, Region),
+    ) {
+        let of = self.activations(rows, width);
+        let [bias, weight, shift] = [bias, affine.weight, affine.bias].map(|slot| self.parameter(slot));
+        let norm = [weight, shift, normed];
+        self.launch(layers::layer_norm_residual(of, EPSILON, [x, residual, x], Some(bias), norm));
     }
 }
