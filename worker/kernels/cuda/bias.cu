@@ -23,6 +23,27 @@ extern "C" __global__ void gelu_backward(const float* grad, const float* __restr
     out[at] = grad[at] * slope[at];
 }
 
+// Rows of one partial sum. The launch depends on it: src/cuda/layers.rs.
+#define GELU_ROWS 32
+
+// The same on (S, rows, width), with the sums of GELU_ROWS rows of `out` each in `partials` (S, parts, width), as
+// `column_sums` does it. Grid (width / threads, S, parts).
+extern "C" __global__ void gelu_backward_sums(
+    const float* grad, const float* __restrict__ slope, int rows, int width, float* out, float* __restrict__ partials
+) {
+    int column = blockIdx.x * blockDim.x + threadIdx.x;
+    if (column >= width) return;
+    int first = blockIdx.z * GELU_ROWS, count = smaller(GELU_ROWS, rows - first);
+    i64 at = ((i64)blockIdx.y * rows + first) * width + column;
+    float sum = 0.0f;
+    for (int r = 0; r < count; r++, at += width) {
+        float y = grad[at] * slope[at];
+        out[at] = y;
+        sum += y;
+    }
+    partials[((i64)blockIdx.y * gridDim.z + blockIdx.z) * width + column] = sum;
+}
+
 // out = x + bias + residual; without the last where `residual` is null. `out` may be `residual`.
 extern "C" __global__ void bias_residual(
     const float* x, const float* __restrict__ bias, i64 stride, const float* residual, int rows, int width, float* out

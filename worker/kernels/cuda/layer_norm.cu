@@ -48,10 +48,11 @@ extern "C" __global__ void layer_norm_residual(
 
 // Adds the gradient by x to dx, given that by the output: with n the normalised row and h = grad * weight,
 // (h - mean(h) - n * mean(h * n)) / sqrt(variance + eps). Those by weight and bias are summed over the rows of the
-// block into `partials` (S, blocks, 2d), for `sum_partials`. Grid (rows / LAYER_NORM_ROWS, S).
+// block into `partials` (S, blocks, 2d), for `sum_partials`; with them, where `sums` is 3 instead of 2, what dx then is, as
+// `column_sums` does it. Grid (rows / LAYER_NORM_ROWS, S).
 extern "C" __global__ void layer_norm_backward(
     const float* __restrict__ x, const float* __restrict__ weight, i64 stride, const float* __restrict__ grad,
-    float eps, int rows, int d, float* __restrict__ dx, float* __restrict__ partials
+    float eps, int rows, int d, float* __restrict__ dx, float* __restrict__ partials, int sums
 ) {
     __shared__ Moments moments[LAYER_NORM_ROWS];
     int first = blockIdx.x * LAYER_NORM_ROWS, count = smaller(LAYER_NORM_ROWS, rows - first);
@@ -73,7 +74,7 @@ extern "C" __global__ void layer_norm_backward(
         if (lane() == 0) moments[r] = of;
     }
     __syncthreads();
-    partials += ((i64)blockIdx.y * gridDim.x + blockIdx.x) * 2 * d;
+    partials += ((i64)blockIdx.y * gridDim.x + blockIdx.x) * sums * d;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
         float dweight = 0.0f, dbias = 0.0f;
         for (int r = 0; r < count; r++) {
@@ -83,5 +84,9 @@ extern "C" __global__ void layer_norm_backward(
         }
         partials[i] = dweight;
         partials[d + i] = dbias;
+        if (sums < 3) continue;
+        float sum = 0.0f;
+        for (int r = 0; r < count; r++) sum += dx[r * d + i];
+        partials[2 * d + i] = sum;
     }
 }

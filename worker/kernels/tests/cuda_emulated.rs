@@ -115,6 +115,19 @@ fn together(memory: &Memory, place: Place, each: usize, stride: usize) -> Vec<f3
     memory.read_floats(place).chunks(stride).flat_map(|run| run[..each].to_vec()).collect()
 }
 
+/// The backward that also sums its result does what the one without does, and what [`column_sums`] does.
+fn sums_beside(memory: &mut Memory, of: Stacked, [x, weight, grad, own_dx]: [Place; 4], [dx, partials]: [Place; 2]) {
+    let parts = of.runs * of.parts();
+    let (own, sums) = (memory.room(3 * parts * of.width), memory.room(parts * of.width));
+    memory.run(&layer_norm_backward_sums(of, EPS, [x, weight, grad, own_dx, own]));
+    memory.run(&column_sums(of, [dx, sums]));
+    assert_eq!(memory.read(own_dx), memory.read(dx), "{of:?}");
+    let [own, partials, sums] = [own, partials, sums].map(|place| memory.read_floats(place));
+    let both = partials.chunks(2 * of.width).zip(sums.chunks(of.width));
+    let expected: Vec<f32> = both.flat_map(|(partials, sums)| [partials, sums].concat()).collect();
+    assert_eq!(own, expected, "{of:?}");
+}
+
 /// A norm: its forward, its backward, and the gradients of its parameters.
 fn norm(
     what: &str,
@@ -140,7 +153,9 @@ fn norm(
         let [dweight, dbias] = [(); 2].map(|()| memory.room((s - 1) * stride + d));
         if with_bias {
             memory.run(&layer_norm(shape, EPS, [x, weight, bias, out]));
+            let own_dx = of(&mut memory, &before);
             memory.run(&layer_norm_backward(shape, EPS, [x, weight, grad, dx, partials]));
+            sums_beside(&mut memory, shape, [x, weight, grad, own_dx], [dx, partials]);
         } else {
             memory.run(&rms_norm(shape, EPS, [x, weight, out]));
             memory.run(&rms_norm_backward(shape, EPS, [x, weight, grad, dx, partials]));
@@ -215,8 +230,13 @@ fn what_follows_a_product_agrees_with_the_reference() -> Result<()> {
                 memory.run(&bias_residual(shape, [x, bias, sum], Some(residual)));
                 // In place, and without a slope.
                 memory.run(&bias_gelu(shape, [x, bias, x], None));
+                let (own, own_partials) = (memory.room(s * rows * d), memory.room(s * shape.parts() * d));
+                memory.run(&gelu_backward_sums(shape, [grad, slope, own, own_partials]));
                 memory.run(&gelu_backward(shape, [grad, slope, grad]));
                 memory.run(&column_sums(shape, [grad, partials]));
+                assert_eq!(memory.read(own), memory.read(grad), "{what}: with sums");
+                let parts = memory.read_floats(partials)[..s * shape.parts() * d].to_vec();
+                assert_eq!(memory.read_floats(own_partials), parts, "{what}: sums");
                 memory.run(&sum_partials(shape, partials, (dbias, d), None));
                 assert_eq!(memory.read(x), memory.read(active), "{what}: in place");
                 let dbias = together(&memory, dbias, d, stride);

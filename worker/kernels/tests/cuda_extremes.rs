@@ -81,6 +81,11 @@ fn norms() -> Vec<Kernel> {
             let sum = bias_residual(Stacked { width: N, rows: 1, ..OF }, [zeros, zeros, dx], None);
             vec![sum, layer_norm_backward(OF, 1e-5, [x, w, g, dx, parts])]
         }),
+        kernel("layer_norm_backward_sums", [N, 5, N], [N, 15], |memory, [x, w, g], [dx, parts]| {
+            let zeros = memory.floats(&[0.0; N]);
+            let sum = bias_residual(Stacked { width: N, rows: 1, ..OF }, [zeros, zeros, dx], None);
+            vec![sum, layer_norm_backward_sums(OF, 1e-5, [x, w, g, dx, parts])]
+        }),
         kernel("rms_norm_backward", [N, 5, N], [N, 5], |memory, [x, w, g], [dx, parts]| {
             let zeros = memory.floats(&[0.0; N]);
             let sum = bias_residual(Stacked { width: N, rows: 1, ..OF }, [zeros, zeros, dx], None);
@@ -93,6 +98,9 @@ fn elementwise() -> Vec<Kernel> {
     let mut kernels = vec![
         kernel("bias_gelu", [N, 5], [N, N], |_, [x, b], [out, slope]| vec![bias_gelu(OF, [x, b, out], Some(slope))]),
         kernel("gelu_backward", [N, N], [N], |_, [g, s], [out]| vec![gelu_backward(OF, [g, s, out])]),
+        kernel("gelu_backward_sums", [N, N], [N, 5], |_, [g, s], [out, parts]| {
+            vec![gelu_backward_sums(OF, [g, s, out, parts])]
+        }),
         kernel("bias_residual", [N, 5, N], [N], |_, [x, b, r], [out]| vec![bias_residual(OF, [x, b, out], Some(r))]),
         kernel("bias_positions", [N, 5, 10], [N], |_, [x, b, p], [out]| vec![bias_positions(OF, 2, [x, b, p, out])]),
         kernel("sums", [N], [5, 5], |_, [x], [parts, out]| {

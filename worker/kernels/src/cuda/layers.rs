@@ -13,7 +13,7 @@ pub struct Stacked {
     pub stride: usize,
 }
 
-/// Rows that one partial sum covers (`LAYER_NORM_ROWS`, `RMS_NORM_ROWS` and `SUM_ROWS` of the sources).
+/// Rows that one partial sum covers (`LAYER_NORM_ROWS`, `RMS_NORM_ROWS`, `GELU_ROWS` and `SUM_ROWS` of the sources).
 const ROWS: usize = 32;
 
 impl Stacked {
@@ -95,8 +95,14 @@ pub fn rms_norm_residual<B: Bytes>(
 
 /// Adds the gradient by `x` to `dx`; leaves the parts of those by weight and bias in `partials` (S, parts, 2·width), for
 /// [`sum_partials`].
-pub fn layer_norm_backward<B: Bytes>(of: Stacked, eps: f64, [x, weight, grad, dx, partials]: [B; 5]) -> Call<B> {
-    norm_backward("layer_norm_backward", of, eps, [x, weight, grad, dx, partials], 2)
+pub fn layer_norm_backward<B: Bytes>(of: Stacked, eps: f64, places: [B; 5]) -> Call<B> {
+    norm_backward("layer_norm_backward", of, eps, places, 2).int(2)
+}
+
+/// The same, with the parts of the sums over the rows of `dx`, as [`column_sums`] makes them, behind the others: `partials` is
+/// (S, parts, 3·width).
+pub fn layer_norm_backward_sums<B: Bytes>(of: Stacked, eps: f64, places: [B; 5]) -> Call<B> {
+    norm_backward("layer_norm_backward", of, eps, places, 3).int(3)
 }
 
 /// `x / √(mean(x²) + eps) · weight`.
@@ -158,6 +164,20 @@ pub fn gelu_backward<B: Bytes>(of: Stacked, [grad, slope, out]: [B; 3]) -> Call<
         .floats(out, of.len())
 }
 
+/// The same, and the parts of the sums over the rows of `out`, as [`column_sums`] makes them, in `partials` (S, parts, width).
+pub fn gelu_backward_sums<B: Bytes>(of: Stacked, [grad, slope, out, partials]: [B; 4]) -> Call<B> {
+    by_columns("gelu_backward_sums", of, |call| call.floats(grad, of.len()).floats(slope, of.len()))
+        .floats(out, of.len())
+        .floats(partials, of.runs * of.parts() * of.width)
+}
+
+/// A thread for each column of each partial sum.
+fn by_columns<B: Bytes>(kernel: &'static str, of: Stacked, inputs: impl FnOnce(Call<B>) -> Call<B>) -> Call<B> {
+    let mut call = inputs(Call::each(kernel, of.width, of.runs)).int(of.rows).int(of.width);
+    call.grid[2] = u32::try_from(of.parts()).ok().filter(|&parts| parts < 1 << 16).expect("at most 2^21 rows");
+    call
+}
+
 /// `out = x + bias`, plus `residual` where there is one. `out` may be `x`.
 pub fn bias_residual<B: Bytes>(of: Stacked, [x, bias, out]: [B; 3], residual: Option<B>) -> Call<B> {
     Call::each("bias_residual", of.rows * of.width, of.runs)
@@ -186,13 +206,7 @@ pub fn bias_positions<B: Bytes>(of: Stacked, tokens: usize, [x, bias, positions,
 
 /// The parts of the sums over rows, in `partials` (S, parts, width), for [`sum_partials`].
 pub fn column_sums<B: Bytes>(of: Stacked, [x, partials]: [B; 2]) -> Call<B> {
-    let mut call = Call::each("column_sums", of.width, of.runs)
-        .floats(x, of.len())
-        .int(of.rows)
-        .int(of.width)
-        .floats(partials, of.runs * of.parts() * of.width);
-    call.grid[2] = u32::try_from(of.parts()).ok().filter(|&parts| parts < 1 << 16).expect("at most 2^21 rows");
-    call
+    by_columns("column_sums", of, |call| call.floats(x, of.len())).floats(partials, of.runs * of.parts() * of.width)
 }
 
 /// Sums `partials` (S, `of.parts()`, widths) over the parts: the first of the `outs` gets its width of columns, the second

@@ -47,7 +47,7 @@ fn launches_operations_and_bytes_of_a_step() {
             giga(alone.kernel_bytes),
             giga(alone.memory)
         );
-        assert_eq!((alone.products, alone.launches, alone.clears), (12 * blocks + 5, 13 * blocks + 17, 1), "{name}");
+        assert_eq!((alone.products, alone.launches, alone.clears), (12 * blocks + 5, 10 * blocks + 16, 1), "{name}");
         for runs in [1, 8, 32] {
             let all = of(texts, runs);
             assert_eq!(all.operations, runs * operations(sizes), "{name} × {runs}");

@@ -94,22 +94,26 @@ impl<'a> Pass<'a> {
         let (d, r, p, errors) = (self.sizes.width, self.r, self.slots, self.predicted);
         let AtX { stream, narrow, .. } = self.at_x;
         let (map, w) = (self.read_out(), &mut *self.writer);
-        w.by_weight(map, (&p.read_out, Weights::OutIn), self.normed, errors);
+        w.by_weight(map, (p.read_out.weight, Weights::OutIn), self.normed, errors);
+        w.by_bias(r, 1, p.read_out.bias, errors);
         w.by_input(map, (p.read_out.weight, Weights::OutIn), errors, narrow);
         w.builder.clear(stream);
-        w.norm_backward([r, d], &p.ln_f, [self.last, narrow, stream]);
+        let last = p.blocks.len() - 1;
+        w.norm_backward([r, d], &p.ln_f, [self.last, narrow, stream], p.blocks[last].mlp_proj.bias);
         for (i, block) in p.blocks.iter().enumerate().rev() {
-            self.block_backward(i, block);
+            let before = i.checked_sub(1).map_or(&p.read_in, |i| &p.blocks[i].mlp_proj);
+            self.block_backward(i, block, before.bias);
         }
         let (map, stream) = (read_in(self.sizes, self.n), self.back.stream);
-        self.writer.by_weight(map, (&p.read_in, Weights::OutIn), tokens, stream);
+        self.writer.by_weight(map, (p.read_in.weight, Weights::OutIn), tokens, stream);
         let positions = self.sizes.positions;
         self.writer.by_bias(self.n / positions, positions * d, p.positions, stream);
         self.writer.sum();
     }
 
-    /// From the gradient by a block's output to that by its input, in `back.stream`.
-    fn block_backward(&mut self, i: usize, p: &Block<Slot>) {
+    /// From the gradient by a block's output to that by its input, in `back.stream`, and by the bias `before` that was added last
+    /// to that.
+    fn block_backward(&mut self, i: usize, p: &Block<Slot>, before: Slot) {
         let (d, n, w, (of, slope)) = (self.sizes.width, self.n, &mut *self.writer, &self.blocks[i]);
         let Back { stream: whole, narrow: whole_narrow, wide } = self.back;
         let (after, last) = (of.rows[1], of.at_x.is_some());
@@ -117,15 +121,15 @@ impl<'a> Pass<'a> {
         let read = if last { self.at_x.read } else { of.read };
         let lies = Weights::InOut;
         let proj = Map { rows: after, inputs: 4 * d, outputs: d };
-        w.by_weight(proj, (&p.mlp_proj, lies), of.hidden, stream);
+        w.by_weight(proj, (p.mlp_proj.weight, lies), of.hidden, stream);
         w.by_input(proj, (p.mlp_proj.weight, lies), stream, wide);
-        w.launch(layers::gelu_backward(w.activations(after, 4 * d), [wide, *slope, wide]));
+        w.gelu_backward([after, 4 * d], *slope, wide, p.c_fc.bias);
         let fc = Map { rows: after, inputs: d, outputs: 4 * d };
-        w.by_weight(fc, (&p.c_fc, lies), of.normed_mid, wide);
+        w.by_weight(fc, (p.c_fc.weight, lies), of.normed_mid, wide);
         w.by_input(fc, (p.c_fc.weight, lies), wide, narrow);
-        w.norm_backward([after, d], &p.ln_2, [of.mid, narrow, stream]);
+        w.norm_backward([after, d], &p.ln_2, [of.mid, narrow, stream], p.attn_proj.bias);
         let square = Map { rows: after, inputs: d, outputs: d };
-        w.by_weight(square, (&p.attn_proj, lies), read, stream);
+        w.by_weight(square, (p.attn_proj.weight, lies), read, stream);
         w.by_input(square, (p.attn_proj.weight, lies), stream, narrow);
         if last {
             let rows = w.activations(after, d).runs * after;
@@ -134,8 +138,9 @@ impl<'a> Pass<'a> {
         }
         w.launch(self.attention.backward([of.qkv, whole_narrow, wide]));
         let mixed = Map { rows: n, inputs: d, outputs: 3 * d };
-        w.by_weight(mixed, (&p.c_attn, lies), of.normed, wide);
+        w.by_weight(mixed, (p.c_attn.weight, lies), of.normed, wide);
+        w.by_bias(n, 3 * d, p.c_attn.bias, wide);
         w.by_input(mixed, (p.c_attn.weight, lies), wide, whole_narrow);
-        w.norm_backward([n, d], &p.ln_1, [of.x, whole_narrow, whole]);
+        w.norm_backward([n, d], &p.ln_1, [of.x, whole_narrow, whole], before);
     }
 }

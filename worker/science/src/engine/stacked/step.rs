@@ -53,10 +53,10 @@ impl Shape {
     fn partials(&self) -> usize {
         let ([n, r], Sizes { width: d, positions, layers, .. }) = (self.rows(), self.sizes);
         let sums = |rows: usize, width: usize| Stacked { runs: 1, rows, width, stride: 0 }.parts() * width;
-        // Biases of queries, keys and values, of two projections and of the hidden layer; two norms.
-        let block = |after: usize| sums(n, 3 * d + 2 * d) + sums(after, d + 4 * d + d + 2 * d);
+        // Biases of queries, keys and values and of the hidden layer; two norms, each with the bias that was added before it.
+        let block = |after: usize| sums(n, 3 * d + 3 * d) + sums(after, 4 * d + 3 * d);
         let blocks = layers.saturating_sub(1) * block(n) + block(r);
-        blocks + sums(n, d) + sums(self.batch, positions * d) + sums(r, 1 + 2 * d)
+        blocks + sums(self.batch, positions * d) + sums(r, 1 + 3 * d)
     }
 }
 

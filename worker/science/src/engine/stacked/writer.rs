@@ -124,10 +124,10 @@ impl Writer {
         self.multiply([rows, inputs, outputs], factors, (out, rows * inputs));
     }
 
-    /// The gradients by a linear map's weight and bias.
-    pub fn by_weight(&mut self, of: Map, (affine, lie): (&Affine<Slot>, Weights), x: Region, grad: Region) {
+    /// The gradient by a linear map's weight.
+    pub fn by_weight(&mut self, of: Map, (weight, lie): (Slot, Weights), x: Region, grad: Region) {
         let Map { rows, inputs, outputs } = of;
-        let out = (self.gradient(affine.weight), self.stride);
+        let out = (self.gradient(weight), self.stride);
         match lie {
             Weights::InOut => {
                 let factors = [Operand::transposed(x, rows * inputs), Operand::plain(grad, rows * outputs)];
@@ -138,7 +138,6 @@ impl Writer {
                 self.multiply([outputs, inputs, rows], factors, out);
             }
         }
-        self.by_bias(rows, outputs, affine.bias, grad);
     }
 
     /// The gradient by something that was added to every row.
@@ -155,15 +154,29 @@ impl Writer {
         self.launch(layers::layer_norm(of, EPSILON, [x, weight, bias, out]));
     }
 
-    /// Adds the gradient by `x` to `dx`.
-    pub fn norm_backward(&mut self, [rows, width]: [usize; 2], affine: &Affine<Slot>, [x, grad, dx]: [Region; 3]) {
+    /// Adds the gradient by `x` to `dx`, which then is that by the sum of a residual stream and what a linear map with `bias` gives.
+    pub fn norm_backward(
+        &mut self,
+        [rows, width]: [usize; 2],
+        affine: &Affine<Slot>,
+        [x, grad, dx]: [Region; 3],
+        bias: Slot,
+    ) {
         let of = self.activations(rows, width);
         let weight = self.parameter(affine.weight);
-        let (partials, from) = self.partial(of, 2 * width);
-        self.launch(layers::layer_norm_backward(of, EPSILON, [x, weight, grad, dx, partials]));
-        for (from, slot) in [(from, affine.weight), (from + width, affine.bias)] {
-            self.sums.push(Sum { width, parts: of.parts(), pitch: 2 * width, from, to: slot.offset });
+        let (partials, from) = self.partial(of, 3 * width);
+        self.launch(layers::layer_norm_backward_sums(of, EPSILON, [x, weight, grad, dx, partials]));
+        for (i, slot) in [affine.weight, affine.bias, bias].into_iter().enumerate() {
+            self.sums.push(Sum { width, parts: of.parts(), pitch: 3 * width, from: from + i * width, to: slot.offset });
         }
+    }
+
+    /// From the gradient by an activation's output to that by its input, in its place, and by the bias before it.
+    pub fn gelu_backward(&mut self, [rows, width]: [usize; 2], slope: Region, grad: Region, bias: Slot) {
+        let of = self.activations(rows, width);
+        let (partials, from) = self.partial(of, width);
+        self.launch(layers::gelu_backward_sums(of, [grad, slope, grad, partials]));
+        self.sums.push(Sum { width, parts: of.parts(), pitch: width, from, to: bias.offset });
     }
 
     /// Adds a bias to `x` and, where there is one, a residual; `out` may be `x`.
