@@ -80,6 +80,7 @@ fn layers(area: &Area, state: &State, shots: &[i64]) -> Result<(), Failure> {
         .configure_mesh()
         .disable_mesh()
         .x_desc("layer")
+        .x_label_formatter(&|layer| format!("{layer:.0}"))
         .y_desc("TD")
         .x_labels(8)
         .y_labels(5)

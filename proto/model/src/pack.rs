@@ -64,6 +64,8 @@ impl PackKey {
     ///
     /// - parameters, both moments and gradients, 4 P, and of each of the batch's pieces (one for 256 tokens, at most 8) its own
     ///   gradients, P; while a resume state is written, another 3 P;
+    /// - on a GPU each run has one copy of its gradients, and products may take up to 32 MiB of each run beside all this, which is
+    ///   for the tenth of its memory that is not given out;
     /// - of each of the batch's tokens what the way back needs: 16 d in each block and, once, 10 d and the token. On a CPU this is
     ///   the most it can be: pieces that follow one another on a thread share their memory, whatever run they are of.
     pub fn bytes(&self) -> u64 {

@@ -2,7 +2,7 @@
 
 use crate::configurations::{Configuration, PAPER, QUICKSTART};
 use taskvec_kernels::{Precision, cuda::program::Cost};
-use taskvec_model::spec::DataSpec;
+use taskvec_model::{job::JobWork, spec::DataSpec};
 use taskvec_science::{
     analysis::decode::Decoder,
     engine::stacked::{
@@ -53,6 +53,22 @@ fn launches_operations_and_bytes_of_a_step() {
             assert_eq!(all.operations, runs * operations(sizes), "{name} × {runs}");
             assert_eq!([all.products, all.launches], [alone.products, alone.launches], "{name} × {runs}");
             assert!(all.memory <= runs * alone.memory, "{name} × {runs}: {} bytes", all.memory);
+        }
+    }
+}
+
+/// What a worker packs runs by, beside what their program takes on a GPU.
+#[test]
+fn memory_is_about_what_packing_expects() {
+    for (name, texts) in [("quickstart", QUICKSTART), ("paper", PAPER)] {
+        let Configuration { model, data, train, checkpoints } = Configuration::parse(texts).unwrap();
+        let to = train.steps;
+        let work = JobWork::Train { seed: 1, model, data, train, checkpoints, from: 0, to };
+        let expected = work.pack_key().unwrap().bytes() as f64;
+        for runs in [1, 8] {
+            let share = of(texts, runs).memory as f64 / (runs as f64 * expected);
+            println!("{name} × {runs}: {share:.2} of the memory that is expected");
+            assert!((0.6..1.0).contains(&share), "{name} × {runs}: {share}");
         }
     }
 }
