@@ -43,17 +43,8 @@ fn main() -> Result<(), Failure> {
 }
 
 fn run(spec: &PretrainedSpec, out: &str, per_task: u32, shots: u32) -> Result<(), Failure> {
-    let start = Instant::now();
+    loading(spec)?;
     let reader = Models::default().get(spec)?;
-    let weights = load::Files::find(&spec.path, None)?.bytes(reader.model.dtype());
-    let peak = peak_bytes().unwrap_or(f64::NAN);
-    println!(
-        "load                 {:6.2} s   weights {:.0} MB, peak memory {:.0} MB ({:.2} of the weights)",
-        start.elapsed().as_secs_f64(),
-        weights as f64 / 1e6,
-        peak / 1e6,
-        peak / weights as f64
-    );
     let data = natural(Family::Bitwise { digits: 5 });
     let rows = prompts(&reader, &data, per_task, shots)?;
     let right = measured(&reader, &data, per_task, shots, &rows)?;
@@ -64,6 +55,22 @@ fn run(spec: &PretrainedSpec, out: &str, per_task: u32, shots: u32) -> Result<()
     }
     let prompts: Vec<_> = rows.iter().map(|p| json!({ "tokens": p.tokens, "answer": p.answer })).collect();
     std::fs::write(out, json!({ "prompts": prompts, "accuracy": right }).to_string())?;
+    Ok(())
+}
+
+/// The model alone, without its tokenizer, and memory beyond what the process had before.
+fn loading(spec: &PretrainedSpec) -> Result<(), Failure> {
+    let (start, before) = (Instant::now(), peak_bytes().unwrap_or(f64::NAN));
+    let files = load::Files::find(&spec.path, None)?;
+    let model = files.load(load::dtype(spec.dtype), &[load::Room::cpu()])?;
+    let (weights, peak) = (files.bytes(model.dtype()) as f64, peak_bytes().unwrap_or(f64::NAN) - before);
+    println!(
+        "load                 {:6.2} s   weights {:.0} MB, peak memory {:.0} MB ({:.2} of the weights)",
+        start.elapsed().as_secs_f64(),
+        weights / 1e6,
+        peak / 1e6,
+        peak / weights
+    );
     Ok(())
 }
 

@@ -32,7 +32,7 @@ use std::{
 };
 
 /// Elements dequantised at a time.
-const CHUNK: usize = 1 << 22;
+const CHUNK: usize = 1 << 18;
 
 /// The only tensor that is no weight: what each frequency of the rotary positions is divided by (Llama 3.1).
 const ROTARY_FACTORS: &str = "rope_freqs.weight";
