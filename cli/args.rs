@@ -96,9 +96,12 @@ the same command goes on from there.")]
 pub struct Local {
     /// The sweep file
     pub sweep: PathBuf,
-    /// Worker processes; the cores are divided among them
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub workers: u32,
+    /// Worker processes; the cores are divided among them. Default: 2, or one for each GPU
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub workers: Option<u32>,
+    /// What the workers compute on, in turn: cpu, or GPUs by number as cuda:0 or cuda:0,1
+    #[arg(long, default_value = "cpu", value_delimiter = ',')]
+    pub device: Vec<String>,
     #[command(flatten)]
     pub stacking: Stacking,
     /// Stay up after the sweep, until Ctrl-C
@@ -108,9 +111,12 @@ pub struct Local {
 
 #[derive(Args)]
 pub struct Up {
-    /// Worker processes; the cores are divided among them
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=256))]
-    pub workers: u32,
+    /// Worker processes; the cores are divided among them. Default: 2, or one for each GPU
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=256))]
+    pub workers: Option<u32>,
+    /// What the workers compute on, in turn: cpu, or GPUs by number as cuda:0 or cuda:0,1
+    #[arg(long, default_value = "cpu", value_delimiter = ',')]
+    pub device: Vec<String>,
     #[command(flatten)]
     pub stacking: Stacking,
     /// Where to listen

@@ -23,19 +23,27 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(60);
 pub struct Options {
     pub listen: SocketAddr,
     pub workers: u32,
+    /// Of the workers, in turn; at least one where there are workers.
+    devices: Vec<String>,
     /// None: each run has a slot for itself.
-    pub stacking: Option<Stacking>,
+    stacking: Option<Stacking>,
 }
 
 impl Options {
-    /// On any port of loopback.
-    pub fn new(workers: u32, stacking: Option<Stacking>) -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 0)), workers, stacking }
+    /// On any port of loopback. Without a number of workers there are two, or one for each GPU.
+    ///
+    /// # Errors
+    /// Devices that are none, or cannot be used.
+    pub fn new(workers: Option<u32>, devices: Vec<String>, stacking: Stacking) -> Result<Self, CliError> {
+        let devices = taskvec_agent::usable(&devices)?;
+        let of_devices = if devices == ["cpu"] { 2 } else { devices.len() as u32 };
+        let (workers, stacking) = (workers.unwrap_or(of_devices), Some(stacking));
+        Ok(Self { devices, stacking, workers, ..Self::database_only() })
     }
 
     /// Enough to answer queries.
     pub fn database_only() -> Self {
-        Self::new(0, None)
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 0)), workers: 0, devices: Vec::new(), stacking: None }
     }
 }
 
@@ -64,13 +72,15 @@ impl Stack {
         let (stop, stopped) = watch::channel(false);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (cores / options.workers.max(1) as usize).max(1);
-        let stacking = options.stacking.map(|stacking| {
-            let share = taskvec_agent::machine_bytes() / 2 / u64::from(options.workers.max(1));
-            (stacking.stack, stacking.stack_memory.unwrap_or(share))
-        });
         let mut workers = Vec::new();
-        for number in 1..=options.workers {
-            let worker = LocalWorker { number, threads, stacking, data: data.to_owned(), address: address.clone() };
+        for (number, device) in (1..=options.workers).zip(options.devices.iter().cycle()) {
+            let stacking = options.stacking.map(|stacking| {
+                // Of a GPU a worker takes what is free there.
+                let of_machine = taskvec_agent::machine_bytes() / 2 / u64::from(options.workers);
+                (stacking.stack, stacking.stack_memory.or((device == "cpu").then_some(of_machine)))
+            });
+            let (data, address, device) = (data.to_owned(), address.clone(), device.clone());
+            let worker = LocalWorker { number, threads, device, stacking, data, address };
             workers.push(tokio::spawn(worker.keep_running(stopped.clone())));
         }
         Ok(Self { server, address, stop, workers })
@@ -108,8 +118,9 @@ impl Stack {
 struct LocalWorker {
     number: u32,
     threads: usize,
+    device: String,
     /// Runs in a slot, and the memory that they may take.
-    stacking: Option<(u32, u64)>,
+    stacking: Option<(u32, Option<u64>)>,
     data: PathBuf,
     address: Address,
 }
@@ -152,8 +163,10 @@ impl LocalWorker {
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["worker", "start", "--exit-with-parent", "--name", &format!("local-{}", self.number)]);
+        command.args(["--device", &self.device]);
         if let Some((stack, bytes)) = self.stacking {
-            command.args(["--stack", &stack.to_string(), "--stack-memory", &bytes.to_string()]);
+            command.args(["--stack", &stack.to_string()]);
+            command.args(bytes.iter().flat_map(|bytes| ["--stack-memory".to_owned(), bytes.to_string()]));
         }
         command
             .args(["--threads", &self.threads.to_string(), "--scratch"])

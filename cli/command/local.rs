@@ -19,8 +19,9 @@ pub async fn run(global: &Global, args: Local) -> Result<(), CliError> {
     let (yaml, plan) = sweep::read(&args.sweep)?;
     fetched(plan.clone()).await?;
     let data = global.data.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_DATA));
-    eprintln!("taskvec: starting the database, the server and {} workers in {} …", args.workers, data.display());
-    let mut stack = Stack::start(&data, Options::new(args.workers, Some(args.stacking))).await?;
+    let options = Options::new(args.workers, args.device.clone(), args.stacking)?;
+    eprintln!("taskvec: starting the database, the server and {} workers in {} …", options.workers, data.display());
+    let mut stack = Stack::start(&data, options).await?;
     let how = up::how_to_reach(&stack, &data);
     let worked = tokio::select! {
         worked = work(stack.address(), &args, (yaml, &plan), &data, &how) => worked,

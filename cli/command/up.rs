@@ -11,7 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub async fn run(global: &Global, args: Up) -> Result<(), CliError> {
     let data = global.data.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_DATA));
-    let options = Options { listen: args.listen, ..Options::new(args.workers, Some(args.stacking)) };
+    let mut options = Options::new(args.workers, args.device, args.stacking)?;
+    options.listen = args.listen;
     let stack = Stack::start(&data, options).await?;
     println!("{}", how_to_reach(&stack, &data));
     interrupted().await?;

@@ -87,34 +87,9 @@ pub(crate) enum Device {
 }
 
 impl WorkerConfig {
-    /// `cpu`, or `cuda:N` and numbers or more of these after it; GPUs are there and can be used.
+    /// What it computes on, which is there and can be used.
     pub(crate) fn device(&self) -> Result<Device, AgentError> {
-        let config = |what: String| Err(AgentError::Config(what));
-        if self.devices == ["cpu"] {
-            return Ok(Device::Cpu);
-        }
-        let mut gpus = Vec::new();
-        for name in &self.devices {
-            let number = if gpus.is_empty() { None } else { Some(name.as_str()) };
-            let number = name.strip_prefix("cuda:").or(number).and_then(|number| number.parse().ok());
-            match number {
-                Some(gpu) if gpus.contains(&gpu) => return config(format!("device `cuda:{gpu}` is named twice")),
-                Some(gpu) => gpus.push(gpu),
-                None if name == "cpu" => {
-                    return config(
-                        "the CPU is not named beside GPUs: what they cannot hold is computed there".to_owned(),
-                    );
-                }
-                None => return Err(AgentError::UnknownDevice(name.clone())),
-            }
-        }
-        for gpu in &gpus {
-            gpu::free_bytes(*gpu).map_err(|reason| AgentError::NoGpu { device: format!("cuda:{gpu}"), reason })?;
-        }
-        match gpus.is_empty() {
-            true => config("a device is needed: `cpu`, `cuda:N` or several GPUs, `cuda:0,1`".to_owned()),
-            false => Ok(Device::Cuda(gpus)),
-        }
+        device(&self.devices)
     }
 
     /// What the runs of one slot may take: of the machine's memory half, of a GPU's nine tenths of what is free, shared by the
@@ -128,6 +103,45 @@ impl WorkerConfig {
             _ => machine_bytes() / 2 / slots.max(1) as u64,
         };
         self.stack_bytes.unwrap_or_else(all)
+    }
+}
+
+/// The devices that `--device` names, each by its whole name.
+///
+/// # Errors
+/// Names of none, or of such as cannot be used here.
+pub fn usable(devices: &[String]) -> Result<Vec<String>, AgentError> {
+    Ok(match device(devices)? {
+        Device::Cpu => vec!["cpu".to_owned()],
+        Device::Cuda(gpus) => gpus.into_iter().map(|gpu| format!("cuda:{gpu}")).collect(),
+    })
+}
+
+/// `cpu`, or `cuda:N` and numbers or more of these after it; GPUs are there and can be used.
+fn device(names: &[String]) -> Result<Device, AgentError> {
+    let config = |what: String| Err(AgentError::Config(what));
+    if names == ["cpu"] {
+        return Ok(Device::Cpu);
+    }
+    let mut gpus = Vec::new();
+    for name in names {
+        let number = if gpus.is_empty() { None } else { Some(name.as_str()) };
+        let number = name.strip_prefix("cuda:").or(number).and_then(|number| number.parse().ok());
+        match number {
+            Some(gpu) if gpus.contains(&gpu) => return config(format!("device `cuda:{gpu}` is named twice")),
+            Some(gpu) => gpus.push(gpu),
+            None if name == "cpu" => {
+                return config("the CPU is not named beside GPUs: what they cannot hold is computed there".to_owned());
+            }
+            None => return Err(AgentError::UnknownDevice(name.clone())),
+        }
+    }
+    for gpu in &gpus {
+        gpu::free_bytes(*gpu).map_err(|reason| AgentError::NoGpu { device: format!("cuda:{gpu}"), reason })?;
+    }
+    match gpus.is_empty() {
+        true => config("a device is needed: `cpu`, `cuda:N` or several GPUs, `cuda:0,1`".to_owned()),
+        false => Ok(Device::Cuda(gpus)),
     }
 }
 

@@ -29,7 +29,7 @@ mod sink;
 mod slots;
 mod spool;
 
-pub use config::{Backoff, Secret, WorkerConfig, host, machine_bytes};
+pub use config::{Backoff, Secret, WorkerConfig, host, machine_bytes, usable};
 pub use error::AgentError;
 pub use execute::{Execute, Science};
 pub use taskvec_science::prepare_process;
