@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prompts of SmolLM2-135M analysed per second: ours, HuggingFace transformers' and llama.cpp's, one after the other.
+# Prompts of SmolLM2-135M analysed per second: ours, HuggingFace transformers' and, with LLAMA=1 or where it is installed,
+# llama.cpp's, one after the other.
 set -eu
 cd "$(dirname "$0")/.."
 threads=${THREADS:-$(nproc)}
@@ -13,6 +14,12 @@ venv=${TASKVEC_BENCH_VENV:-target/bench-venv}
 if ! "$venv/bin/python" -c 'import torch, transformers, accelerate, gguf' 2>/dev/null; then
     python3 -m venv "$venv" && "$venv/bin/pip" install --quiet 'torch==2.15.*' 'transformers==5.23.*' accelerate gguf numpy ||
         echo "transformers could not be installed into $venv: its rows are missing below"
+fi
+# llama.cpp compiles for minutes: only where it is asked for. Without AMX, in which the build that PyPI makes dies.
+if [ "${LLAMA:-}" = 1 ] && ! "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
+    CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON" \
+        "$venv/bin/pip" install --quiet --no-cache-dir --no-binary llama-cpp-python llama-cpp-python ||
+        echo "llama-cpp-python could not be built into $venv: its rows are missing below"
 fi
 prompts=$(mktemp /tmp/taskvec-prompts-XXXXXX.json)
 said=$(mktemp /tmp/taskvec-said-XXXXXX.txt)

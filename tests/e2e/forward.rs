@@ -52,11 +52,14 @@ pub fn inputs(name: &str) -> (Value, Vec<f64>) {
 /// What the command wrote must be what transformers found, at every token that is not padding.
 pub fn assert_as_transformers(name: &str, output: &Path) {
     let expected = tensors(&fixture("language").join(name).join("expected.safetensors"));
-    let (_, mask) = inputs(name);
+    assert_as_expected(name, output, &expected, &inputs(name).1);
+}
+
+fn assert_as_expected(name: &str, output: &Path, expected: &BTreeMap<String, Values>, mask: &[f64]) {
     let ours = tensors(output);
     assert!(ours.contains_key("logits") && ours.contains_key("hidden.0"), "{:?}", ours.keys());
     for (tensor, (shape, values)) in &ours {
-        let rows = values.chunks(shape[2]).zip(&mask).filter(|(_, mask)| **mask == 1.0);
+        let rows = values.chunks(shape[2]).zip(mask).filter(|(_, mask)| **mask == 1.0);
         let kept: Vec<f64> = rows.flat_map(|(row, _)| row.iter().copied()).collect();
         let error = error_of(&kept, &expected[tensor].1);
         assert!(error < 1e-4, "{name}: {tensor}: relative error {error:e}");
@@ -76,10 +79,31 @@ fn forward(model: &Path, input: &Value, dir: &Path) -> PathBuf {
 #[test]
 fn a_folder_gives_what_transformers_gives() {
     let dir = folder();
-    for name in ["llama_tied", "gemma2"] {
+    for name in ["llama", "llama_tied", "gemma2", "olmo", "olmo2", "gpt2"] {
         let output = forward(&fixture("language").join(name), &inputs(name).0, dir.path());
         assert_as_transformers(name, &output);
     }
+    let output = forward(&fixture("language").join("olmo_original"), &inputs("olmo").0, dir.path());
+    assert_as_transformers("olmo", &output);
+}
+
+/// A model with states, whose fixture has its rows one after the other.
+#[test]
+fn so_does_a_folder_of_mamba2() {
+    let (dir, model) = (folder(), fixture("mamba2/two_groups"));
+    let expected = tensors(&model.join("expected.safetensors"));
+    let (mut ids, mut mask, mut from) = (Vec::new(), Vec::new(), 0);
+    let lengths: Vec<usize> = expected["lengths"].1.iter().map(|n| *n as usize).collect();
+    let longest = lengths.iter().max().copied().unwrap_or(0);
+    for len in lengths {
+        let row = expected["tokens"].1[from..from + len].iter().map(|token| *token as u32);
+        ids.push(std::iter::repeat_n(0, longest - len).chain(row).collect::<Vec<u32>>());
+        mask.push([vec![0u32; longest - len], vec![1; len]].concat());
+        from += len;
+    }
+    let output = forward(&model, &json!({"input_ids": ids, "attention_mask": mask}), dir.path());
+    let mask: Vec<f64> = mask.concat().into_iter().map(f64::from).collect();
+    assert_as_expected("mamba2", &output, &expected, &mask);
 }
 
 #[test]
