@@ -10,7 +10,11 @@ use common::{
     tiny::{self, LAYERS},
 };
 use serde_json::Value;
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 use taskvec_model::{
     job::{JobWork, LensPart, Purpose, Retry, Subject, TdPart},
     metric::Metrics,
@@ -402,4 +406,52 @@ fn checkpoints_become_folders_for_peft() {
     assert!(error.contains("is a state to resume from"), "{error}");
     let error = peft::write_folder(&world.folder.path().join("model.safetensors"), &written).unwrap_err().to_string();
     assert!(error.contains("holds no adapters: it was not written by taskvec"), "{error}");
+}
+
+/// The adapters of a whole run as a folder for PEFT.
+fn for_peft(world: &World, to: &Path) {
+    let (folder, sink) = (Folder::new(), world.undisturbed());
+    let checkpoint = folder.put("weights.safetensors", &sink.files[&(STEPS, Purpose::Weights)]);
+    peft::write_folder(&checkpoint, to).unwrap();
+}
+
+/// Writes what `fixtures/lora_ours.py` has PEFT load, and the model that it is for to the folder `MODEL`:
+/// `MODEL=/tmp/tiny cargo test --test tune -- --ignored`.
+#[test]
+#[ignore = "writes a fixture"]
+fn write_adapters_for_peft() {
+    let (world, model) = (World::new(), std::env::var_os("MODEL").expect("a folder for the model"));
+    for_peft(&world, &fixture("lora_ours"));
+    fs::create_dir_all(&model).unwrap();
+    for entry in fs::read_dir(world.folder.path()).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), Path::new(&model).join(entry.file_name())).unwrap();
+    }
+}
+
+/// PEFT has loaded the folder in the fixture, without a warning. What we write now is that, and predicts what PEFT predicted.
+#[test]
+fn peft_loads_what_we_write_and_predicts_the_same() {
+    let (folder, world) = (Folder::new(), World::new());
+    for_peft(&world, folder.path());
+    let [ours, kept] = [folder.path().to_owned(), fixture("lora_ours")].map(|folder| {
+        let mut config: Value = serde_json::from_slice(&fs::read(folder.join("adapter_config.json")).unwrap()).unwrap();
+        config["base_model_name_or_path"] = Value::Null;
+        let tensors = candle_core::safetensors::load(folder.join("adapter_model.safetensors"), &Device::Cpu).unwrap();
+        (config, tensors.into_iter().collect::<BTreeMap<_, _>>())
+    });
+    assert_eq!(ours.0, kept.0);
+    assert!(ours.1.keys().eq(kept.1.keys()) && !ours.1.is_empty());
+    for (name, tensor) in &ours.1 {
+        common::language::assert_close(name, tensor, &kept.1[name], 1e-4);
+    }
+    let expected = candle_core::safetensors::load(fixture("lora_ours/expected.safetensors"), &Device::Cpu).unwrap();
+    let ids: Vec<u32> = expected["input_ids"].to_vec1::<i64>().unwrap().into_iter().map(|id| id as u32).collect();
+    let model = Files::find(world.folder.path().to_str().unwrap(), None).unwrap();
+    let model = model.load(candle_core::DType::F32, &[Room::cpu()]).unwrap();
+    let adapted = model.with_adapters(&peft::read(folder.path(), &model).unwrap()).unwrap();
+    let logits = adapted.forward(&Batch::new([ids]).unwrap(), None, None, Logits::All).unwrap().unwrap();
+    common::language::assert_close("logits", &logits, &expected["logits"], 1e-4);
+    let plain = common::language::flat(&expected["plain"]);
+    let far = common::language::flat(&logits).iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(far > 0.01, "the adapters do nothing: {far}");
 }
