@@ -12,7 +12,7 @@ mod tokenizer;
 
 pub use tokenizer::GgufTokenizer;
 
-use super::{LoadError, Weights};
+use super::{LoadError, Weights, vocabulary};
 use candle_core::{
     DType, Device, Result as CandleResult, Shape, Tensor,
     quantized::{
@@ -147,9 +147,9 @@ impl Gguf {
         let read = read.map_err(|reason| LoadError::BadFile { path: self.path.clone(), reason })?;
         let (tokens, vocabulary) =
             (read.tokenizer.get_vocab_size(true), self.config["vocab_size"].as_u64().unwrap_or(0) as usize);
-        match tokens > vocabulary {
-            true => Err(LoadError::Vocabulary { path: self.path.clone(), tokens, vocabulary }),
-            false => Ok(read),
+        match vocabulary::fits(tokens, vocabulary) {
+            false => Err(LoadError::Vocabulary { path: self.path.clone(), tokens, vocabulary }),
+            true => Ok(read),
         }
     }
 

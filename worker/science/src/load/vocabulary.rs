@@ -10,9 +10,13 @@ use std::{fmt, path::Path};
 /// Embeddings are often padded to a multiple of this.
 const PADDING: usize = 128;
 
-/// A model may have embeddings that no token uses, but no more than a sixteenth of them (or what padding explains); every
-/// token must have one.
-///
+/// Can a tokenizer of so many tokens be that of a model with so many embeddings? It may have some that no token uses, but no more
+/// than a sixteenth of them (or what padding explains); every token must have one.
+pub(super) fn fits(tokens: usize, vocabulary: usize) -> bool {
+    let unused = vocabulary.saturating_sub(tokens);
+    tokens <= vocabulary && (unused < PADDING || unused <= vocabulary / 16)
+}
+
 /// # Errors
 /// Where the tokenizer in `tokenizer.json` is another model's, or the file is none.
 pub(super) fn check(path: &Path, vocabulary: usize) -> Result<(), LoadError> {
@@ -23,11 +27,10 @@ pub(super) fn check(path: &Path, vocabulary: usize) -> Result<(), LoadError> {
     })?;
     let added = contents.added_tokens.iter().map(|token| token.id + 1).max().unwrap_or(0);
     let tokens = contents.model.vocab.0.max(added);
-    let unused = vocabulary.saturating_sub(tokens);
-    if tokens > vocabulary || (unused >= PADDING && unused > vocabulary / 16) {
-        return Err(LoadError::Vocabulary { path: path.to_owned(), tokens, vocabulary });
+    match fits(tokens, vocabulary) {
+        true => Ok(()),
+        false => Err(LoadError::Vocabulary { path: path.to_owned(), tokens, vocabulary }),
     }
-    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -77,5 +80,23 @@ impl<'de> Deserialize<'de> for Tokens {
             }
         }
         deserializer.deserialize_any(Count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn every_token_needs_an_embedding_and_few_embeddings_a_token() {
+        // Llama-3.1, SmolLM2, OLMo and GPT-NeoX's tokenizer with padded embeddings.
+        for (tokens, vocabulary) in [(128_256, 128_256), (49_152, 49_152), (50_280, 50_304), (50_277, 50_304)] {
+            assert!(fits(tokens, vocabulary), "{tokens} of {vocabulary}");
+        }
+        // Another model's, larger or smaller, and a tiny one with and without padding.
+        for (tokens, vocabulary) in [(128_256, 49_152), (49_152, 128_256), (61, 60)] {
+            assert!(!fits(tokens, vocabulary), "{tokens} of {vocabulary}");
+        }
+        assert!(fits(61, 128) && !fits(61, 256));
     }
 }
