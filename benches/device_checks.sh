@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On a GPU: the tests of its kernels under compute-sanitizer (memcheck, racecheck, initcheck, synccheck), and a profile of training
-# by Nsight Systems. Says what it lacks.
+# On a GPU: language models against transformers and the CPU, the tests of its kernels under compute-sanitizer (memcheck, racecheck,
+# initcheck, synccheck), and a profile of training by Nsight Systems. Says what it lacks.
 #
 # Needs what benches/device.sh needs, and compute-sanitizer and nsys of a CUDA toolkit.
 set -eu
@@ -8,6 +8,12 @@ cd "$(dirname "$0")/.."
 if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >/dev/null 2>&1; then
     echo "NO GPU: nvidia-smi finds none; nothing is checked"
     exit 0
+fi
+# Language models on two GPUs need a build of their own.
+if command -v "${NVCC:-nvcc}" >/dev/null; then
+    cargo test --locked --workspace --features candle-cuda --test on_gpu
+else
+    echo "NO NVCC: language models are not checked"
 fi
 if command -v compute-sanitizer >/dev/null; then
     # The programs of the tests, as cargo names them.

@@ -32,19 +32,20 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 fn main() -> Result<(), Failure> {
     taskvec_kernels::process::prepare();
     let mut args = std::env::args().skip(1);
-    let usage = "usage: language_speed MODEL PROMPTS.json [THREADS [PER_TASK [SHOTS [f32 | bf16 | f16]]]]";
+    let usage = "usage: language_speed MODEL PROMPTS.json [THREADS [PER_TASK [SHOTS [f32 | bf16 | f16 [GPU …]]]]]";
     let (path, out) = (args.next().ok_or(usage)?, args.next().ok_or(usage)?);
     let mut number = |default: usize| args.next().map_or(Ok(default), |s| s.parse());
     let (threads, per_task, shots) = (number(1)?, number(20)?, number(4)?);
     let dtype = args.next().map_or(Ok(FloatType::F32), |s| serde_json::from_value(json!(s)))?;
+    let gpus = args.map(|gpu| gpu.parse()).collect::<Result<Vec<usize>, _>>()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let spec = PretrainedSpec { path, revision: None, dtype, identity: None };
-    pool.install(|| run(&spec, &out, per_task as u32, shots as u32))
+    pool.install(|| run(&spec, &out, per_task as u32, shots as u32, gpus))
 }
 
-fn run(spec: &PretrainedSpec, out: &str, per_task: u32, shots: u32) -> Result<(), Failure> {
+fn run(spec: &PretrainedSpec, out: &str, per_task: u32, shots: u32, gpus: Vec<usize>) -> Result<(), Failure> {
     loading(spec)?;
-    let reader = Models::default().get(spec)?;
+    let reader = Models::on_gpus(gpus).get(spec)?;
     let data = natural(Family::Bitwise { digits: 5 });
     let rows = prompts(&reader, &data, per_task, shots)?;
     let right = measured(&reader, &data, per_task, shots, &rows)?;
