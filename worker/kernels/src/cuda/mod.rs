@@ -11,7 +11,8 @@
 //! A [`program`] is many of them and matrix products in a row, which a machine executes: a whole step of training.
 //!
 //! With the feature `cuda` there is `device`, which launches them on a GPU; the tests then also demand its bytes to be
-//! those of the emulation (`cargo test --features cuda`).
+//! those of the emulation (`cargo test --features cuda`). With the feature `candle-cuda` there is `tensors`, which launches them
+//! on the tensors that candle has on a GPU, as part of the operations that language models are made of.
 //!
 //! Not yet run on a device: what was shown so far is that the sources compile for sm_80 and sm_90, that the PTX is theirs
 //! (`tests/cuda_compiles.rs`), and what they compute when emulated.
