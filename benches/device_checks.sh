@@ -18,7 +18,7 @@ fi
 if command -v compute-sanitizer >/dev/null; then
     # The programs of the tests, as cargo names them.
     programs=$(cargo test --locked --workspace --features taskvec-science/cuda --no-run --message-format=json \
-        --test cuda_emulated --test cuda_extremes --test cuda_training --test cuda_attend --test cuda_residual \
+        --test cuda_emulated --test cuda_extremes --test cuda_training --test cuda_attend --test cuda_at_once \
         --test cuda_rounding --test cuda_program --test stacked |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
     for tool in memcheck racecheck initcheck synccheck; do

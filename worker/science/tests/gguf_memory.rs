@@ -6,6 +6,7 @@
 mod common;
 
 use candle_core::DType;
+use common::peak;
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -14,13 +15,6 @@ use taskvec_science::load::{Files, Room};
 
 /// Which type the process is there for.
 const CASE: &str = "TASKVEC_GGUF_MEMORY";
-
-/// The most memory that the process has ever had, in bytes.
-fn peak() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
 
 #[test]
 fn loading_takes_little_more_than_the_weights() {
@@ -42,10 +36,10 @@ fn loading_takes_little_more_than_the_weights() {
 }
 
 fn measure(path: &Path, dtype: DType) {
-    let before = peak();
+    let before = peak().unwrap();
     let files = Files::find(path.to_str().unwrap(), None).unwrap();
     let model = files.load(dtype, &[Room::cpu()]).unwrap();
-    let ratio = (peak() - before) as f64 / files.bytes(dtype) as f64;
+    let ratio = (peak().unwrap() - before) as f64 / files.bytes(dtype) as f64;
     eprintln!("peak memory of loading as {dtype:?} is {ratio:.3} of the weights");
     // At least nearly all of them, or the measurement saw nothing.
     assert!((0.9..1.1).contains(&ratio), "{dtype:?}: {ratio}");

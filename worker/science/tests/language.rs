@@ -9,24 +9,13 @@ use common::{
     language::{self, Expected, MODELS, assert_close},
 };
 use taskvec_science::{
-    hook::{BlockPoint, Capture, HookPoint, Tokens},
     load::{Files, Room},
     model::language::{LanguageModel, Logits, MixerConfig},
 };
 
-/// Logits, every hidden state, and what the last block's heads read and how.
+/// Everything that is expected, then predictions for some tokens and for none.
 fn agrees(model: &LanguageModel, expected: &Expected) {
-    let layers = model.config().layers;
-    let last = |point| HookPoint::Block(layers - 1, point);
-    let points = (0..=layers).map(HookPoint::hidden).chain([last(BlockPoint::Z), last(BlockPoint::Pattern)]);
-    let mut capture = Capture::new(points, Tokens::all());
-    let logits = model.forward(&expected.batch(), None, Some(&mut capture), Logits::All).unwrap().unwrap();
-    expected.check("pattern", &capture.visits(last(BlockPoint::Pattern))[1]);
-    for layer in 0..=layers {
-        expected.check(&format!("hidden.{layer}"), &capture.take(HookPoint::hidden(layer)).unwrap());
-    }
-    expected.check("z", &capture.take(last(BlockPoint::Z)).unwrap().flatten_from(1).unwrap());
-    expected.check("logits", &logits);
+    let logits = expected.check_pass(model);
     // The last tokens alone, and without anybody looking.
     let last: Vec<u32> = (0..expected.rows.len()).map(|i| expected.batch().range(i).end as u32 - 1).collect();
     let wanted = logits.index_select(&candle_core::Tensor::new(last, &Device::Cpu).unwrap(), 0).unwrap();

@@ -6,7 +6,7 @@
 mod common;
 
 use candle_core::DType;
-use common::Folder;
+use common::{Folder, peak};
 use serde_json::json;
 use std::{
     fs::{self, File},
@@ -18,13 +18,6 @@ use taskvec_science::load::{Files, Room};
 
 /// Which case the process is there for: type in the file, type in memory.
 const CASE: &str = "TASKVEC_LOADING_MEMORY";
-
-/// The most memory that this process has ever had, in bytes.
-fn peak() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-}
 
 const VOCABULARY: usize = 8000;
 const WIDTH: usize = 512;

@@ -20,7 +20,7 @@ use taskvec_model::{
 };
 use taskvec_science::{
     Executed, Inputs, Models, execute,
-    hook::{BlockPoint, Capture, Change, Edit, HookPoint, Tokens},
+    hook::{Capture, Change, Edit, HookPoint, Tokens},
     load::{Files, Room},
     lora::{DropoutAt, Example, gradients, peft},
     model::language::{Batch, LanguageModel, Logits, generate},
@@ -80,17 +80,7 @@ fn every_architecture_agrees_with_transformers_on_one_gpu_and_over_several() {
     for name in MODELS {
         let expected = Expected::of(name);
         for model in placed(name, DType::F32, &gpus) {
-            let layers = model.config().layers;
-            let last = |point| HookPoint::Block(layers - 1, point);
-            let points = (0..=layers).map(HookPoint::hidden).chain([last(BlockPoint::Z), last(BlockPoint::Pattern)]);
-            let mut capture = Capture::new(points, Tokens::all());
-            let logits = model.forward(&expected.batch(), None, Some(&mut capture), Logits::All).unwrap().unwrap();
-            expected.check("pattern", &capture.visits(last(BlockPoint::Pattern))[1]);
-            for layer in 0..=layers {
-                expected.check(&format!("hidden.{layer}"), &capture.take(HookPoint::hidden(layer)).unwrap());
-            }
-            expected.check("z", &capture.take(last(BlockPoint::Z)).unwrap().flatten_from(1).unwrap());
-            expected.check("logits", &logits);
+            expected.check_pass(&model);
         }
     }
 }

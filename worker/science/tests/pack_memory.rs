@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::Memory;
+use common::{Memory, peak};
 use std::process::Command;
 use taskvec_model::{job::JobWork, spec::DataSpec};
 use taskvec_science::{Inputs, Models, execute};
@@ -18,13 +18,6 @@ const THREADS: u64 = 2;
 
 /// Layers, width, examples and batch: many parameters, many tokens, and something of both.
 const CASES: [[u32; 4]; 3] = [[4, 256, 4, 16], [2, 64, 20, 256], [6, 128, 10, 64]];
-
-/// The most memory that this process has ever had, in bytes.
-fn peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-}
 
 #[test]
 fn the_estimate_is_near_what_training_takes() {

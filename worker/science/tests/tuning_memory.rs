@@ -6,9 +6,9 @@
 mod common;
 
 use candle_core::{DType, Tensor};
-use common::Folder;
+use common::{Folder, peak, resident};
 use serde_json::json;
-use std::{collections::HashMap, fs, process::Command};
+use std::{collections::HashMap, process::Command};
 use taskvec_kernels::cross_entropy;
 use taskvec_model::spec::{LoraLayers, LoraSpec};
 use taskvec_science::{
@@ -27,13 +27,6 @@ const LAYERS: usize = 24;
 const EXAMPLES: usize = 8;
 const TOKENS: usize = 128;
 const RANK: usize = 8;
-
-/// Of this process, in bytes: `VmHWM`, the most that it has ever had, or `VmRSS`, what it has now.
-fn memory(which: &str) -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with(which))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-}
 
 fn model(folder: &Folder) -> LanguageModel {
     let config = json!({
@@ -78,7 +71,7 @@ fn fine_tuning_holds_one_block_at_a_time() {
         println!("TAKEN {}", pool.install(|| taken(&case)));
         return;
     }
-    if memory("VmHWM:").is_none() {
+    if peak().is_none() {
         common::skipped(format_args!("/proc/self/status does not tell the peak of memory here"));
         return;
     }
@@ -110,15 +103,15 @@ fn taken(case: &str) -> u64 {
     };
     let examples: Vec<Example> = (0..EXAMPLES).map(example).collect();
     // What was given back is not taken again unseen.
-    let before = memory("VmRSS:").unwrap();
-    let high = memory("VmHWM:").unwrap();
+    let before = resident().unwrap();
+    let high = peak().unwrap();
     match case {
         "whole" => one_graph(&model.with_adapters(&adapters).unwrap(), &examples),
         _ => drop(gradients(&model, &adapters, &examples, 1, None).unwrap()),
     }
-    let peak = memory("VmHWM:").unwrap();
-    assert!(peak > high, "what loading took hides what tuning takes: {before}, {high}");
-    peak - before
+    let most = peak().unwrap();
+    assert!(most > high, "what loading took hides what tuning takes: {before}, {high}");
+    most - before
 }
 
 fn one_graph(model: &LanguageModel, examples: &[Example]) {

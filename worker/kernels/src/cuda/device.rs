@@ -5,6 +5,19 @@
 //!
 //! Not yet run on a device.
 
+/// Can the library of these bindings be loaded? Asked before anything else is, since the loader panics. Where the program is
+/// linked with it, it would not have started otherwise.
+macro_rules! is_there {
+    ($sys:ident) => {{
+        // SAFETY: asks whether the library can be loaded.
+        #[cfg(not(feature = "candle-cuda"))]
+        let there = unsafe { $sys::is_culib_present() };
+        #[cfg(feature = "candle-cuda")]
+        let there = true;
+        there
+    }};
+}
+
 mod gpu;
 mod products;
 
@@ -136,7 +149,7 @@ impl Device {
     /// # Errors
     /// No driver, no such GPU.
     pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
-        if !there_is_a_driver() {
+        if !is_there!(sys) {
             return Err(DeviceError::NoDriver);
         }
         let context = CudaContext::new(ordinal)?;
@@ -281,19 +294,6 @@ impl Device {
         }?;
         Ok(())
     }
-}
-
-/// Can the driver be loaded? Asked first, since the loader panics.
-#[cfg(not(feature = "candle-cuda"))]
-fn there_is_a_driver() -> bool {
-    // SAFETY: asks whether the library can be loaded.
-    unsafe { sys::is_culib_present() }
-}
-
-/// The program would not have started without it.
-#[cfg(feature = "candle-cuda")]
-fn there_is_a_driver() -> bool {
-    true
 }
 
 // SAFETY: handles of the driver belong to a context and may be used by any thread that makes it current, as everything

@@ -4,8 +4,9 @@ use super::fixture;
 use candle_core::{D, DType, Device, Tensor};
 use std::{collections::HashMap, path::PathBuf};
 use taskvec_science::{
+    hook::{BlockPoint, Capture, HookPoint, Tokens},
     load::{Files, Room},
-    model::language::{Batch, LanguageModel},
+    model::language::{Batch, LanguageModel, Logits},
 };
 
 /// All folders that have expectations of their own.
@@ -43,6 +44,22 @@ impl Expected {
 
     pub fn batch(&self) -> Batch {
         Batch::new(&self.rows).unwrap()
+    }
+
+    /// The model's logits, which must be those expected, as every hidden state must, and what the last block's heads read and how.
+    pub fn check_pass(&self, model: &LanguageModel) -> Tensor {
+        let layers = model.config().layers;
+        let last = |point| HookPoint::Block(layers - 1, point);
+        let points = (0..=layers).map(HookPoint::hidden).chain([last(BlockPoint::Z), last(BlockPoint::Pattern)]);
+        let mut capture = Capture::new(points, Tokens::all());
+        let logits = model.forward(&self.batch(), None, Some(&mut capture), Logits::All).unwrap().unwrap();
+        self.check("pattern", &capture.visits(last(BlockPoint::Pattern))[1]);
+        for layer in 0..=layers {
+            self.check(&format!("hidden.{layer}"), &capture.take(HookPoint::hidden(layer)).unwrap());
+        }
+        self.check("z", &capture.take(last(BlockPoint::Z)).unwrap().flatten_from(1).unwrap());
+        self.check("logits", &logits);
+        logits
     }
 
     /// Within 1e-4 of what is expected.

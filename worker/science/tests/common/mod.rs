@@ -61,6 +61,22 @@ pub fn skipped(why: std::fmt::Arguments<'_>) {
     std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("\nSKIPPED: {why}\n")).unwrap();
 }
 
+/// The most memory that this process has ever had, in bytes, where the system tells.
+pub fn peak() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// What it has now.
+pub fn resident() -> Option<u64> {
+    status("VmRSS:")
+}
+
+fn status(which: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with(which))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
 /// A folder that goes away with the test.
 pub struct Folder(PathBuf);
 

@@ -50,7 +50,7 @@ struct Matrix {
 
 impl Library {
     pub fn new(device: &Device) -> Result<Self, DeviceError> {
-        if !is_there() {
+        if !is_there!(sys) {
             return Err(DeviceError::NoProducts);
         }
         device.context.bind_to_thread()?;
@@ -112,19 +112,6 @@ impl Library {
         let best = unsafe { result::get_matmul_algo_heuristic(self.handle, descriptor.0, a, b, out, out, choice.0) }?;
         Ok(best.algo)
     }
-}
-
-/// Can the library be loaded? Asked first, since the loader panics.
-#[cfg(not(feature = "candle-cuda"))]
-fn is_there() -> bool {
-    // SAFETY: asks whether the library can be loaded.
-    unsafe { sys::is_culib_present() }
-}
-
-/// The program would not have started without it.
-#[cfg(feature = "candle-cuda")]
-fn is_there() -> bool {
-    true
 }
 
 impl Planned {

@@ -1,4 +1,5 @@
-//! Norms of a sum as CUDA kernels, executed on the CPU: the bytes of the sum and of the norm one after the other.
+//! CUDA kernels that do at once what others do one after the other, executed on the CPU: norms of a sum, and many sums. Their
+//! bytes are the same.
 
 mod common;
 #[path = "../cuda/emulate/emulator.rs"]
@@ -69,5 +70,34 @@ fn the_norm_of_a_sum_is_the_sum_and_then_the_norm() {
             let [got, want] = [true, false].map(|at_once| results(of, with_bias, into, at_once));
             assert_eq!(got, want, "{of:?}, bias: {with_bias}, sum into {into:?}");
         }
+    }
+}
+
+#[test]
+fn many_partial_sums_are_summed_at_once_as_one_by_one() {
+    if !emulator::available() {
+        return;
+    }
+    let shapes = [(33, 5), (1, 1), (70, 300), (64, 2)];
+    for runs in [1, 3] {
+        let mut memory = Memory::default();
+        let of = |(rows, width): (usize, usize)| Stacked { runs, rows, width, stride: 700 };
+        let all: usize = shapes.iter().map(|&shape| runs * of(shape).parts() * shape.1).sum();
+        let partials = memory.floats(&floats(1, all));
+        let [together, alone] = [(); 2].map(|()| memory.floats(&vec![f32::NAN; runs * 700]));
+        let (mut sums, mut from, mut to) = (Vec::new(), 0, 3);
+        for shape in shapes {
+            let (parts, width) = (of(shape).parts(), shape.1);
+            memory.run(&sum_partials(of(shape), partials.behind(from), (alone.behind(to), width), None));
+            // The columns of some in two halves, as weights and biases of norms are.
+            for columns in [0..width / 2, width / 2..width].into_iter().filter(|columns| !columns.is_empty()) {
+                let (from, to) = (from + columns.start, to + columns.start);
+                sums.push(Sum { width: columns.len(), parts, pitch: width, from, to });
+            }
+            (from, to) = (from + runs * parts * width, to + width + 7);
+        }
+        let table = memory.words(&Sum::table(&sums));
+        memory.run(&sum_all((runs, 700), &sums, [partials, table, together]));
+        assert_eq!(memory.read(together), memory.read(alone), "{runs} runs");
     }
 }
